@@ -1,0 +1,83 @@
+"""The thinking budget: how much the loop may spend, and when it may stop earlier."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from .errors import BudgetError
+from .trajectory import Cost
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Any mixture of limits; None is no limit. A limit is never passed by more than the call in flight.
+
+    steps: drawings of the loop (the paper: at most 8, A.8). candidates: images a step. nfe: function
+    evaluations of the generator over the run, an image under CFG counting two a denoising step. seconds: wall
+    time. vlm_calls: requests to the VLM. verify_every: the goal's whole checklist every n-th step.
+    threshold: the score in (0, 1] at which the goal counts as reached. patience: steps in a row that may fail
+    to raise the best score."""
+
+    steps: int = 8
+    candidates: int = 1
+    nfe: int | None = None
+    seconds: float | None = None
+    vlm_calls: int | None = None
+    verify_every: int = 1
+    threshold: float = 1.0
+    patience: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "candidates", "verify_every", "patience"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("nfe", "vlm_calls"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise BudgetError(f"seconds={self.seconds} leaves no time.", "Give a positive number of seconds.")
+        if not 0 < self.threshold <= 1:
+            raise BudgetError(f"threshold={self.threshold} is no score.", "Scores lie in (0, 1]; 1 is every check.")
+
+    @classmethod
+    def parse(cls, text: str, base: Budget | None = None) -> Budget:
+        """'steps=8,nfe=400,seconds=90' as a budget; 'none' lifts a limit. Raises BudgetError."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        changes: dict[str, int | float | None] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, equals, value = (s.strip() for s in part.partition("="))
+            if name not in fields or not equals:
+                raise BudgetError(f"'{part}' is no limit.", f"Write name=value with {', '.join(fields)}.")
+            changes[name] = _number(name, value, optional="None" in str(fields[name].type))
+        return dataclasses.replace(base or cls(), **changes)  # type: ignore[arg-type]
+
+    def exhausted(self, spent: Cost, steps: int, elapsed: float) -> str:
+        """Why no further call may start, or ''. `elapsed` is wall time of the run in seconds."""
+        if steps >= self.steps:
+            return f"the budget of {self.steps} steps is used"
+        if self.nfe is not None and spent.nfe >= self.nfe:
+            return f"the budget of {self.nfe} function evaluations is used ({spent.nfe})"
+        if self.seconds is not None and elapsed >= self.seconds:
+            return f"the budget of {self.seconds:g} seconds is used ({elapsed:.1f})"
+        if self.vlm_calls is not None and spent.usage.calls >= self.vlm_calls:
+            return f"the budget of {self.vlm_calls} VLM calls is used ({spent.usage.calls})"
+        return ""
+
+    def describe(self) -> str:
+        """The limits that are set, as `parse` reads them."""
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return ",".join(f"{k}={v:g}" for k, v in shown.items() if v is not None)
+
+
+def _at_least_one(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BudgetError(f"{name}={value!r} leaves nothing to do.", f"{name} must be a whole number from 1.")
+
+
+def _number(name: str, value: str, optional: bool) -> int | float | None:
+    if optional and value.lower() == "none":
+        return None
+    try:
+        return float(value) if name in ("seconds", "threshold") else int(value)
+    except ValueError:
+        raise BudgetError(f"{name}={value!r} is not a number.", "Write for example steps=8,seconds=90.") from None
