@@ -1,0 +1,75 @@
+"""The built-in world's language, written: nouns, prompts and edits as text. `language` reads it back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .scene import Cell, Group, Noun, Spec
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+PREFIX = "a photo of "
+
+
+def plural(shape: str) -> str:
+    return shape + ("es" if shape == "cross" else "s")
+
+
+def noun_words(noun: Noun, many: bool = False) -> str:
+    """'large red circle', without an article; an open shape is a 'shape'."""
+    shape = noun.shape or "shape"
+    return " ".join(filter(None, (noun.size, noun.color, plural(shape) if many else shape)))
+
+
+def counted(noun: Noun, count: int) -> str:
+    """'a red circle', 'two red circles'."""
+    if count == 1:
+        return f"a {noun_words(noun)}"
+    return f"{NUMBERS[count] if count < len(NUMBERS) else count} {noun_words(noun, many=True)}"
+
+
+def the(noun: Noun, count: int = 1) -> str:
+    return f"the {noun_words(noun, many=count > 1)}"
+
+
+def place(cell: Cell) -> str:
+    """'in row 2, column 3'; rows and columns count from 1 at the top left."""
+    return f"in row {cell[0] + 1}, column {cell[1] + 1}"
+
+
+def group_words(group: Group) -> str:
+    words = counted(group.noun, group.count)
+    return f"{words} {place(group.cell)}" if group.cell else words
+
+
+def prompt_words(spec: Spec, prefix: bool = False) -> str:
+    """A spec as a prompt that `language.parse` reads back to the same spec.
+
+    Relations follow the mention of their later group: 'a red circle and a green square above the circle'."""
+    clauses: list[str] = []
+    said: set[int] = set()
+    for i, group in enumerate(spec.groups):
+        if i in said:
+            continue
+        said.add(i)
+        words = group_words(group)
+        for r in (r for r in spec.relations if r.a == i):
+            fresh = r.b not in said
+            other = spec.groups[r.b]
+            words += f" {r.kind} {group_words(other) if fresh else the(other.noun, other.count)}"
+            said.add(r.b)
+            break
+        clauses.append(words)
+    clauses += [f"no {noun_words(n, many=True)}" for n in spec.absent]
+    return (PREFIX if prefix else "") + listed(clauses)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """'x', 'x and y', 'x, y and z'."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def sayable(spec: Spec) -> bool:
+    """Whether every relation starts at a group of its own, so that `prompt_words` says all of them."""
+    starts = [r.a for r in spec.relations]
+    return len(set(starts)) == len(starts)
+
