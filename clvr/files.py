@@ -1,0 +1,43 @@
+"""Writing files so that a crash leaves the old content or the new one, never a half."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .errors import RunFolderError
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside `path`, flush to disk, then rename over it. The folder is made when it is missing.
+
+    Raises RunFolderError for a full disk, a read-only folder, or a file where a folder should be."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable. Windows cannot open a folder, and does this on its own."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"Cannot write {path}: {error.strerror or error}.",
+        "Free some space or make the folder writable; what was written before is intact.",
+    )
