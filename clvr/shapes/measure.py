@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from ..trajectory import Box
-from .render import GROUND, RADIUS, RESOLUTION, RGB, distance
-from .scene import COLORS, GRID, SHAPES, SIZES, Cell, Item, Noun, Scene
+from .found import Found
+from .render import GROUND, RESOLUTION, RGB, distance
+from .scene import COLORS, GRID, SHAPES, SIZES
 
 CELL = RESOLUTION // GRID
 WINDOW = 22
@@ -35,32 +35,17 @@ FARTHEST_COLOR = 85.0
 COLOR_LEAD = 0.7
 """A colour's largest distance in RGB, and relative to the next nearest colour."""
 
-_AREA = {"circle": np.pi * 0.96**2, "square": 4 * 0.85**2, "triangle": 1.92**2 / 2, "cross": 2 * 1.32 - 0.66**2}
+SHARP = 0.88
+"""Below this agreement a patch is compared with blurred shapes too."""
+
+_AREA = {
+    "circle": np.pi * 0.96**2,
+    "square": 4 * 0.85**2,
+    "triangle": 1.92**2 / 2,
+    "cross": 2 * 1.32 - 0.66**2,
+}
 _SINK = {"circle": 0.0, "square": 0.0, "triangle": 0.28, "cross": 0.0}
 """Area, and how far the centre of mass lies below the centre, of a shape of half extent 1."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """One object that was seen. A part that cannot be told is None. `centre` (x, y) and `box` are fractions
-    of the picture, `confidence` is the agreement with the best shape in [0, 1]."""
-
-    shape: str | None
-    color: str | None
-    size: str | None
-    cell: Cell
-    centre: tuple[float, float]
-    box: Box
-    confidence: float
-
-    @property
-    def clear(self) -> bool:
-        return self.shape is not None and self.color is not None
-
-    @property
-    def noun(self) -> Noun:
-        """What can be said of it; medium stays unsaid."""
-        return Noun(self.shape, self.color, None if self.size == "medium" else self.size)
 
 
 def measure(image: Image.Image | np.ndarray) -> tuple[Found, ...]:
@@ -83,14 +68,6 @@ def measure_batch(images: Sequence[Image.Image | np.ndarray] | np.ndarray) -> li
     return [tuple(sorted(f, key=lambda o: (o.cell, o.centre))) for f in found]
 
 
-def to_scene(found: Sequence[Found]) -> Scene | None:
-    """The scene that was seen, in reading order; None where an object is unclear or two share a cell."""
-    items = [Item(f.shape, f.color, f.size, f.cell) for f in found if f.shape and f.color and f.size]
-    if len(items) < len(found) or len({i.cell for i in items}) < len(items):
-        return None
-    return Scene(tuple(items))
-
-
 def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     """Float32 [64, 64, 3]; a larger picture is averaged down."""
     if isinstance(image, np.ndarray):
@@ -106,12 +83,14 @@ def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
 def _ground(pixels: np.ndarray) -> np.ndarray:
     """Ground colours [N, 3]: the mean of the bright, nearly grey pixels around their median."""
     flat = pixels.reshape(len(pixels), -1, 3)
-    bright = (flat.min(2) > 190) & (flat.max(2) - flat.min(2) < 60)
+    r, g, b = flat[..., 0], flat[..., 1], flat[..., 2]
+    low, high = np.minimum(np.minimum(r, g), b), np.maximum(np.maximum(r, g), b)
+    bright = (low > 190) & (high - low < 60)
     out = np.tile(np.array(GROUND, np.float32), (len(flat), 1))
     for n, mask in enumerate(bright):
         if mask.sum() >= 64:
             some = flat[n][mask]
-            near = np.abs(some - np.median(some, 0)).max(1) < 40
+            near = (np.abs(some - np.median(some, 0)) < 40).all(1)
             out[n] = some[near].mean(0)
     return out
 
@@ -194,28 +173,69 @@ def _split(rows: np.ndarray, columns: np.ndarray) -> list[tuple[np.ndarray, np.n
     return [(rows[cells == c], columns[cells == c]) for c in np.unique(cells)]
 
 
-def _fit(
-    drop: np.ndarray, ground: np.ndarray, labels: np.ndarray, patches: Sequence[_Patch]
-) -> list[Found]:
+def _fit(drop: np.ndarray, ground: np.ndarray, labels: np.ndarray, patches: Sequence[_Patch]) -> list[Found]:
     rgb = np.stack([_core(drop, ground, p) for p in patches])
     cover, weight, corner = _windows(drop, ground, labels, patches, rgb)
-    mass = np.maximum((cover * weight).sum((1, 2)), 1.0)
-    axis = np.arange(WINDOW, dtype=np.float32) + 0.5
-    centre_x = (cover * weight * axis[None, None, :]).sum((1, 2)) / mass
-    centre_y = (cover * weight * axis[None, :, None]).sum((1, 2)) / mass
-    scores, radii, ys = [], [], []
-    for shape in SHAPES:
-        radius = np.sqrt(mass / _AREA[shape])
-        y = centre_y - _SINK[shape] * radius
-        scores.append(_agreement(shape, cover, weight, centre_x, y, radius))
-        radii.append(radius)
-        ys.append(y)
-    score, radius, y = np.stack(scores, 1), np.stack(radii, 1), np.stack(ys, 1)
+    score, radius, x, y = _compare(cover, weight, blurred=False)
+    soft = score.max(1) < SHARP
+    if soft.any():
+        again = _compare(cover[soft], weight[soft], blurred=True)
+        better = again[0].max(1) > score[soft].max(1)
+        rows = np.flatnonzero(soft)[better]
+        for old, new in zip((score, radius, x, y), again, strict=True):
+            old[rows] = new[better]
     best = score.argmax(1)
     return [
-        _found(patch, score[i], float(radius[i, k]), rgb[i], corner[i] + (centre_x[i], y[i, k]))
+        _found(patch, score[i], float(radius[i, k]), rgb[i], corner[i] + (x[i, k], y[i, k]))
         for i, (patch, k) in enumerate(zip(patches, best.tolist(), strict=True))
     ]
+
+
+def _compare(
+    cover: np.ndarray, weight: np.ndarray, blurred: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each patch against each shape at the patch's centre and area: agreement, radius, x, y, each [P, 4] in
+    pixels of the window. In a blurred patch even the fullest pixels are mixed with ground, so there the
+    coverage is scaled to fit."""
+    mass = np.maximum((cover * weight).sum((1, 2)), 1.0)
+    axis = np.arange(WINDOW, dtype=np.float32) + 0.5
+    x = (cover * weight * axis[None, None, :]).sum((1, 2)) / mass
+    middle = (cover * weight * axis[None, :, None]).sum((1, 2)) / mass
+    columns = []
+    for shape in SHAPES:
+        scale = np.ones_like(mass)
+        for _ in range(2 if blurred else 1):
+            radius = np.sqrt(mass / scale / _AREA[shape])
+            y = middle - _SINK[shape] * radius
+            ideal = _ideal(shape, x, y, radius, blurred)
+            if blurred:
+                product = (ideal * cover * weight).sum((1, 2))
+                scale = np.clip(product / (ideal**2 * weight).sum((1, 2)).clip(1), 0.9, 1.35)
+        seen = np.clip(cover / scale[:, None, None], 0, 1)
+        both = (np.minimum(seen, ideal) * weight).sum((1, 2))
+        either = (np.maximum(seen, ideal) * weight).sum((1, 2)).clip(1)
+        columns.append((both / either, radius, x, y))
+    score, radii, xs, ys = (np.stack(part, 1) for part in zip(*columns, strict=True))
+    return score, radii, xs, ys
+
+
+def _ideal(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, blurred: bool) -> np.ndarray:
+    """Coverage [P, W, W] as the renderer draws it, or as it is after a blur of one pixel."""
+    axis = np.arange(WINDOW, dtype=np.float32) + 0.5
+    r = radius[:, None, None]
+    dx = (axis[None, None, :] - x[:, None, None]) / r
+    dy = (axis[None, :, None] - y[:, None, None]) / r
+    ideal = np.clip(0.5 - distance(shape, *np.broadcast_arrays(dx, dy)) * r, 0, 1)
+    if not blurred:
+        return ideal
+    return _blur() @ ideal @ _blur()
+
+
+@lru_cache(maxsize=1)
+def _blur() -> np.ndarray:
+    """Gaussian blur with a standard deviation of one pixel, as a matrix [W, W]."""
+    offset = np.arange(WINDOW)[:, None] - np.arange(WINDOW)
+    return (np.exp(-(offset**2) / 2.0) / np.sqrt(2 * np.pi)).astype(np.float32)
 
 
 def _core(drop: np.ndarray, ground: np.ndarray, patch: _Patch) -> np.ndarray:
@@ -230,13 +250,12 @@ def _core(drop: np.ndarray, ground: np.ndarray, patch: _Patch) -> np.ndarray:
 def _windows(
     drop: np.ndarray, ground: np.ndarray, labels: np.ndarray, patches: Sequence[_Patch], rgb: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coverage and weight [P, W, W] around each patch, and the windows' corners (x, y). What belongs to or
-    touches another patch has no weight."""
+    """Coverage and weight [P, W, W] around each patch, and the windows' corners (x, y). Weight have the
+    patch and its rim."""
     half = WINDOW // 2
     edges = ((0, 0), (half, half), (half, half))
     padded = np.pad(drop, (*edges, (0, 0)))
     owners = np.pad(_grown(labels), edges)
-    inside = np.pad(np.ones(labels.shape, np.float32), edges)
     image = np.array([p.image for p in patches])
     label = np.array([p.label for p in patches])
     top = np.array([(p.rows.min() + p.rows.max() + 1) // 2 for p in patches])
@@ -245,8 +264,7 @@ def _windows(
     index = (image[:, None, None], (top[:, None] + span)[:, :, None], (left[:, None] + span)[:, None, :])
     away = ground[image] - rgb
     cover = np.einsum("pijk,pk->pij", padded[index], away / (away**2).sum(1, keepdims=True))
-    owner = owners[index]
-    weight = inside[index] * ((owner == 0) | (owner == label[:, None, None]))
+    weight = (owners[index] == label[:, None, None]).astype(np.float32)
     return np.minimum(cover, 1.15), weight, np.stack([left - half, top - half], 1).astype(np.float32)
 
 
@@ -260,20 +278,6 @@ def _grown(labels: np.ndarray) -> np.ndarray:
         )
         out = np.where(out == 0, around, out)
     return out
-
-
-def _agreement(
-    shape: str, cover: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray
-) -> np.ndarray:
-    """Soft intersection over union [P] of what is there and what the shape would be. Lengths in pixels."""
-    axis = np.arange(WINDOW, dtype=np.float32) + 0.5
-    r = radius[:, None, None]
-    dx = (axis[None, None, :] - x[:, None, None]) / r
-    dy = (axis[None, :, None] - y[:, None, None]) / r
-    ideal = np.clip(0.5 - distance(shape, *np.broadcast_arrays(dx, dy)) * r, 0, 1)
-    seen = np.clip(cover, 0, 1)
-    both = (np.minimum(seen, ideal) * weight).sum((1, 2))
-    return both / np.maximum((np.maximum(seen, ideal) * weight).sum((1, 2)), 1e-6)
 
 
 def _found(patch: _Patch, scores: np.ndarray, radius: float, rgb: np.ndarray, centre: np.ndarray) -> Found:

@@ -1,4 +1,4 @@
-"""The sentences in which the rule-based controller thinks. Training writes the same ones, so keep them stable."""
+"""The sentences in which the rule-based controller thinks. Training writes the same ones: keep them stable."""
 
 from __future__ import annotations
 
