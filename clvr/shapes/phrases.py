@@ -32,8 +32,8 @@ def the(noun: Noun, count: int = 1) -> str:
 
 
 def place(cell: Cell) -> str:
-    """'in row 2, column 3'; rows and columns count from 1 at the top left."""
-    return f"in row {cell[0] + 1}, column {cell[1] + 1}"
+    """'in row two column three'; rows and columns count from one at the top left."""
+    return f"in row {NUMBERS[cell[0] + 1]} column {NUMBERS[cell[1] + 1]}"
 
 
 def group_words(group: Group) -> str:
