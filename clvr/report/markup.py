@@ -21,11 +21,14 @@ NOTHING = Markup("")
 
 def join(*children: Child) -> Markup:
     """Children one after the other; None is nothing."""
-    return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
+    return Markup(
+        "".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None)
+    )
 
 
 def el(name: str, /, *children: Child, **attributes: Attribute) -> Markup:
-    """One element. `class_` is class, `data_x` is data-x; None and False leave an attribute out, True is bare."""
+    """One element. `class_` is class, `data_x` is data-x; None and False leave an attribute out, True is
+    bare. Raises ValueError for an attribute name that is none."""
     written = "".join(_attribute(k, v) for k, v in attributes.items() if v is not None and v is not False)
     if name in _VOID:
         return Markup(f"<{name}{written}>")
