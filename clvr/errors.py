@@ -52,6 +52,10 @@ class VLMError(ClvrError, RuntimeError):
     """A VLM could not be asked, or answered nothing usable after the repair."""
 
 
+class VLMSetupError(VLMError, ValueError):
+    """A VLM cannot be asked as it was named: a wrong address, a refused key, an unknown model."""
+
+
 class VLMConnectionError(VLMError, ConnectionError):
     """The VLM's server does not answer at its address."""
 

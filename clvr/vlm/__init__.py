@@ -1,0 +1,16 @@
+"""A VLM as controller and verifier. Nothing here needs torch."""
+
+from .agents import VLMController, VLMVerifier
+from .chat import ChatClient, Message, Reply, TokenLogprob
+from .client import ClientSettings, OpenAIClient
+
+__all__ = [
+    "ChatClient",
+    "ClientSettings",
+    "Message",
+    "OpenAIClient",
+    "Reply",
+    "TokenLogprob",
+    "VLMController",
+    "VLMVerifier",
+]

@@ -1,0 +1,251 @@
+"""A VLM as the loop's controller and verifier (section 3.3; prompts in `prompts/`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ..errors import ReplyError, VLMConnectionError, VLMError, VLMSetupError
+from ..ports import Album, Checklist
+from ..trajectory import (
+    Check,
+    CheckVerdict,
+    Decision,
+    Evidence,
+    Goal,
+    Outcome,
+    Step,
+    Trajectory,
+    Usage,
+    Verdict,
+)
+from . import replies, templates
+from .certainty import probabilities
+from .chat import ChatClient, Message, Reply
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+_QUOTED = 4000  # characters of a bad reply that its writer is shown again
+
+
+@dataclass(frozen=True)
+class _Asked(Generic[T]):
+    """The outcome of one question: a value, or the error of the last attempt."""
+
+    value: T | None
+    raw: str
+    usage: Usage
+    error: str = ""
+
+
+def _ask(
+    client: ChatClient,
+    messages: Sequence[Message],
+    schema: Mapping[str, Any],
+    parse: Callable[[Reply], T],
+    logprobs: bool = False,
+) -> _Asked[T]:
+    """Ask, and ask once more with the error where the reply cannot be used. Raises what the client raises."""
+    usage, talk, raw, error = Usage(), list(messages), "", ""
+    for _ in range(2):
+        try:
+            reply = client.chat(talk, schema, logprobs)
+        except ReplyError as empty:
+            usage, error = usage + Usage(calls=1), str(empty)
+            talk = _with_repair(messages, "", error)
+            continue
+        usage, raw = usage + reply.usage, reply.text
+        try:
+            return _Asked(parse(reply), raw, usage)
+        except ReplyError as bad:
+            error = f"{bad} (it was cut at the token limit)" if reply.truncated else str(bad)
+            talk = _with_repair(messages, raw, error)
+    return _Asked(None, raw, usage, error)
+
+
+def _with_repair(messages: Sequence[Message], raw: str, error: str) -> list[Message]:
+    said = Message("assistant", (raw[:_QUOTED] or "(nothing)",))
+    return [*messages, said, Message("user", (templates.repair(error),))]
+
+
+class VLMController:
+    """Plans with a VLM: the checklist once, then one decision a round."""
+
+    def __init__(self, client: ChatClient) -> None:
+        self._client = client
+
+    @property
+    def name(self) -> str:
+        return f"{self._client.name} ({templates.identity('checklist')}, {templates.identity('plan')})"
+
+    def checklist(self, goal: Goal, images: Album) -> Checklist:
+        """Raises VLMError."""
+        messages = [
+            Message("system", (templates.text("checklist"),)),
+            Message("user", (*_goal(goal, images), "Write the checklist.")),
+        ]
+        asked = _ask(
+            self._client, messages, replies.checklist_schema(), lambda r: replies.parse_checklist(r.text)
+        )
+        return Checklist(_usable(asked, "checklist"), asked.usage, asked.raw)
+
+    def decide(self, trajectory: Trajectory, images: Album) -> Decision:
+        """Raises VLMError."""
+        labels = tuple(images)
+        canvas = trajectory.canvas.label if trajectory.canvas else None
+        asked = _ask(
+            self._client,
+            history(trajectory, images),
+            replies.decision_schema(labels),
+            lambda reply: replies.parse_decision(reply.text, labels, canvas),
+        )
+        return dataclasses.replace(_usable(asked, "decision"), usage=asked.usage, raw=asked.raw)
+
+
+def _usable(asked: _Asked[T], what: str) -> T:
+    if asked.value is None:
+        raise ReplyError(
+            f"The VLM gave no usable {what}, twice: {asked.error}",
+            "Use a larger model, or one that follows instructions and sees images.",
+        )
+    return asked.value
+
+
+def history(trajectory: Trajectory, images: Album) -> list[Message]:
+    """The planning conversation: goal and references, then each round's decision and its image with the
+    verdict, in order; the last turn asks for the next decision."""
+    goal = trajectory.goal
+    questions = [f"- {c.id}: {c.question}" for c in goal.checks]
+    opening = (*_goal(goal, images), "\n".join(["Checklist:", *questions]), _call_to_decide(trajectory, 0))
+    messages = [Message("system", (templates.text("plan"),)), Message("user", opening)]
+    for step in trajectory.steps:
+        messages.append(Message("assistant", (replies.dump_decision(step.decision),)))
+        shown = (
+            f"<{step.label}>:",
+            images[step.label],
+            _outcome(step, goal),
+            _call_to_decide(trajectory, step.index + 1),
+        )
+        messages.append(Message("user", shown))
+    return messages
+
+
+def _goal(goal: Goal, images: Album) -> Iterator[str | Image]:
+    yield f"Goal: {goal.prompt}"
+    for label in goal.labels():
+        yield f"<{label}>:"
+        yield images[label]
+
+
+def _call_to_decide(trajectory: Trajectory, before: int) -> str:
+    """What ends the user's turn before step `before`: earlier turns stay as they were, so that a server can
+    reuse what it computed for them."""
+    accepted = [s.label for s in trajectory.steps[:before] if s.accepted]
+    canvas = f"The canvas is <{accepted[-1]}>." if accepted else "There is no canvas yet."
+    return f"{canvas} Decide the next step."
+
+
+def _outcome(step: Step, goal: Goal) -> str:
+    winner = step.winner
+    lines = [
+        *_verdict("This step's own checks", winner.passive, step.decision.expects),
+        *_verdict("The goal's checklist", winner.active, goal.checks),
+    ]
+    if not step.accepted:
+        lines.append("This image was rolled back: it is not the canvas.")
+    return "\n".join(lines) or "Nobody judged this image."
+
+
+def _verdict(title: str, verdict: Verdict | None, checks: Sequence[Check]) -> Iterator[str]:
+    if verdict is None or not checks:
+        return
+    effective = verdict.effective(checks)
+    notes = {r.check: " ".join(e.note for e in r.evidence if e.note) for r in verdict.results}
+    passed = sum(outcome == "pass" for _, outcome in effective)
+    yield f"{title}: {passed} of {len(effective)} hold."
+    for check, outcome in effective:
+        if outcome != "pass":
+            note = f" ({notes[check.id]})" if outcome != "skipped" and notes.get(check.id) else ""
+            yield f"- {_SAID[outcome]}: {check.question}{note}"
+
+
+_SAID: dict[Outcome, str] = {
+    "fail": "no",
+    "unjudged": "could not be judged",
+    "skipped": "no, since what it needs is missing",
+}
+
+
+class VLMVerifier:
+    """Judges with a VLM. `batch`: questions a call, None for all at once. `logprobs` asks the server for the
+    certainty behind each answer.
+
+    A call that fails leaves its checks unjudged, with the reason. Only before the first call that succeeded
+    does a wrong address, a refused key or an unknown model raise."""
+
+    def __init__(self, client: ChatClient, batch: int | None = None, logprobs: bool = False) -> None:
+        self._client = client
+        self._batch = batch
+        self._logprobs = logprobs
+        self._reached = False
+
+    @property
+    def name(self) -> str:
+        return f"{self._client.name} ({templates.identity('judge')})"
+
+    def judge(self, image: Image, checks: Sequence[Check], references: Sequence[Image] = ()) -> Verdict:
+        """Raises VLMSetupError or VLMConnectionError at first use."""
+        size = self._batch or max(1, len(checks))
+        results: list[CheckVerdict] = []
+        usage = Usage()
+        for start in range(0, len(checks), size):
+            some, spent = self._judge(image, checks[start : start + size], references)
+            results.extend(some)
+            usage += spent
+        return Verdict(tuple(results), usage)
+
+    def _judge(
+        self, image: Image, checks: Sequence[Check], references: Sequence[Image]
+    ) -> tuple[Sequence[CheckVerdict], Usage]:
+        def parse(reply: Reply) -> tuple[CheckVerdict, ...]:
+            self._reached = True
+            return _with_certainty(replies.parse_judgement(reply.text, checks, self._client.name), reply)
+
+        messages = _judging(image, checks, references)
+        try:
+            asked = _ask(self._client, messages, replies.judgement_schema(checks), parse, self._logprobs)
+        except VLMError as error:
+            if not self._reached and isinstance(error, (VLMSetupError, VLMConnectionError)):
+                raise
+            return self._unjudged(checks, str(error), ""), Usage(calls=1)
+        if asked.value is None:
+            return self._unjudged(checks, asked.error, asked.raw), asked.usage
+        return asked.value, asked.usage
+
+    def _unjudged(self, checks: Sequence[Check], reason: str, raw: str) -> list[CheckVerdict]:
+        evidence = (Evidence(self._client.name, reason),)
+        return [CheckVerdict(c.id, "unjudged", None, evidence, raw) for c in checks]
+
+
+def _judging(image: Image, checks: Sequence[Check], references: Sequence[Image]) -> list[Message]:
+    parts: list[str | Image] = []
+    for number, reference in enumerate(references):
+        parts += [f"Reference image {number}:", reference]
+    questions = "\n".join(f"- {c.id}: {c.question}" for c in checks)
+    parts += ["Image to judge:", image, f"Questions:\n{questions}"]
+    return [Message("system", (templates.text("judge"),)), Message("user", tuple(parts))]
+
+
+def _with_certainty(results: Sequence[CheckVerdict], reply: Reply) -> tuple[CheckVerdict, ...]:
+    """A measured P(yes) replaces the one that the model wrote down."""
+    measured = probabilities(reply.text, reply.logprobs)
+    return tuple(
+        dataclasses.replace(r, probability=measured[r.check])
+        if r.outcome != "unjudged" and r.check in measured
+        else r
+        for r in results
+    )

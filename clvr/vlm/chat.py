@@ -1,0 +1,54 @@
+"""The seam to a VLM: messages with text and images in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ..trajectory import Usage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; text and RGB images in the order in which the model reads them."""
+
+    role: Role
+    parts: tuple[str | Image, ...]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token, and the log-probabilities of the likeliest tokens in its place."""
+
+    token: str
+    top: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`truncated`: the model stopped at its token limit. `logprobs` covers `text` token by token."""
+
+    text: str
+    usage: Usage = Usage(calls=1)
+    truncated: bool = False
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class ChatClient(Protocol):
+    """Anything that answers a conversation. A schema is a wish: callers check the reply themselves."""
+
+    @property
+    def name(self) -> str: ...
+
+    def chat(
+        self, messages: Sequence[Message], schema: Mapping[str, Any] | None = None, logprobs: bool = False
+    ) -> Reply:
+        """Raises VLMSetupError where no call can succeed, VLMConnectionError, VLMTimeoutError, ReplyError where
+        the answer holds no text, and VLMError for any other failure."""
+        ...
