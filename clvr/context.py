@@ -76,9 +76,7 @@ def narrate(decision: Decision) -> str:
     return f"{reasoning} {instruction}".strip()
 
 
-def fit(
-    context: Context, count_tokens: Callable[[str], int], limit: int
-) -> tuple[Context, tuple[str, ...]]:
+def fit(context: Context, count_tokens: Callable[[str], int], limit: int) -> tuple[Context, tuple[str, ...]]:
     """The context within `limit` tokens, and what was left out to get there.
 
     Earlier turns go first, the oldest first; then the words of the turns whose images were chosen, leaving
@@ -122,7 +120,9 @@ def to_sharegpt(trajectory: Trajectory, image_paths: Mapping[str, str]) -> dict[
     Turns alternate human, gpt, tool, gpt, …; each <image> stands for the next path in `images`. A drawing is
     shown in the tool turn after its decision, for chat templates drop images from assistant turns. The last
     turn is always gpt: a drawing without a decision after it appears only under the key `clvr`, which holds
-    what the exact round trip needs besides. `image_paths`: path by label. Raises FormatError where one lacks."""
+    what the exact round trip needs besides. `image_paths`: path by label.
+
+    Raises FormatError where a path lacks."""
     labels = [*trajectory.goal.labels(), *(s.label for s in trajectory.steps)]
     missing = [label for label in labels if label not in image_paths]
     if missing:
@@ -146,7 +146,9 @@ def from_sharegpt(data: Mapping[str, Any]) -> tuple[Trajectory, dict[str, str]]:
     ours, or where its conversation was changed and no longer tells what its trajectory says."""
     extra = data.get(EXTRA)
     if not isinstance(extra, Mapping) or not isinstance(extra.get("trajectory"), Mapping):
-        raise FormatError(f"The record has no key '{EXTRA}' with a trajectory.", "Export it with clvr export.")
+        raise FormatError(
+            f"The record has no key '{EXTRA}' with a trajectory.", "Export it with clvr export."
+        )
     paths = extra.get("images")
     if not isinstance(paths, Mapping):
         raise FormatError(f"The record's '{EXTRA}' has no image paths.", "Export it with clvr export.")

@@ -1,0 +1,116 @@
+"""What the loop tells a listener, and what a listener may answer.
+
+An exception that a listener raises passes through the loop: that is how an interrupt works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .budget import Budget
+from .ports import Checklist, DrawProgress
+from .ports import Drawing as Pictures
+from .trajectory import Candidate, Decision, Goal, Step, Trajectory
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Started:
+    goal: Goal
+    budget: Budget
+    seed: int
+
+
+@dataclass(frozen=True)
+class Checklisted:
+    goal: Goal
+    checklist: Checklist
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A decision, already mended where it named what does not exist. Answer with another to replace it."""
+
+    step: int
+    decision: Decision
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A denoising step is done. Answering stop gives up the drawing."""
+
+    step: int
+    progress: DrawProgress
+
+
+@dataclass(frozen=True)
+class Drawn:
+    step: int
+    seeds: tuple[int, ...]
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The candidates with their verdicts, and what the policy proposes. Answer `accept` to overrule it."""
+
+    step: int
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A step is complete. `images` holds one image a candidate; `trajectory` ends with the step. It comes a
+    second time for the same step, without images, when its canvas was judged late."""
+
+    step: Step
+    images: tuple[Image, ...]
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The step just settled did not become the canvas."""
+
+    step: Step
+
+
+@dataclass(frozen=True)
+class Warned:
+    message: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """`resumable`: the run ended for a reason that may be gone next time, such as a server that was down."""
+
+    reason: str
+    trajectory: Trajectory
+    resumable: bool = False
+
+
+Event = Started | Checklisted | Planned | Drawing | Drawn | Judged | Settled | RolledBack | Warned | Stopped
+
+
+@dataclass(frozen=True)
+class Answer:
+    """decision: draw this instead (to Planned). accept: approve or roll back (to Judged). stop: end the run
+    with this reason (to any event); a step that is already drawn is settled first."""
+
+    decision: Decision | None = None
+    accept: bool | None = None
+    stop: str = ""
+
+
+Listener = Callable[[Event], Answer | None]
+
+
+def ignore(event: Event) -> None:
+    """The listener that does not care."""

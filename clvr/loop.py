@@ -1,0 +1,427 @@
+"""The closed loop: plan -> draw -> verify -> correct -> stop. Ports in, events out, a trajectory at the end.
+
+Each phase is a pure function from one `State` to the next; `proceed` composes them. A phase leaves a state that
+has already stopped as it is, so that phases can be laid out in a row without asking in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from . import context
+from .budget import Budget
+from .errors import Cancelled, ReplyError, VLMError
+from .events import (
+    Answer,
+    Checklisted,
+    Drawing,
+    Drawn,
+    Judged,
+    Listener,
+    Planned,
+    RolledBack,
+    Settled,
+    Started,
+    Stopped,
+    Warned,
+    ignore,
+)
+from .images import to_rgb
+from .judging import Bench
+from .policies import find_policy
+from .ports import Album, Controller, DrawProgress, Generator, Size, Verifier
+from .trajectory import (
+    Candidate,
+    Cost,
+    Decision,
+    Goal,
+    Step,
+    Trajectory,
+    Usage,
+    referenced,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`size` None is the generator's own."""
+
+    budget: Budget = field(default_factory=Budget)
+    policy: str = "clvr"
+    size: Size | None = None
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Who plans, who draws, who judges."""
+
+    controller: Controller
+    generator: Generator
+    verifier: Verifier
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A round in the making: the decision, then its pictures."""
+
+    decision: Decision
+    images: tuple[Image, ...] = ()
+    seeds: tuple[int, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the next phase needs. `stop` is set once something asked the run to end."""
+
+    trajectory: Trajectory
+    album: Album
+    settings: Settings = field(default_factory=Settings)
+    pending: Pending | None = None
+    stop: str = ""
+    resumable: bool = False
+
+    @property
+    def spent(self) -> Cost:
+        return self.trajectory.cost + (self.pending.cost if self.pending else Cost())
+
+    @property
+    def best(self) -> Image | None:
+        """The run's result so far: the image of the best step, never merely the last."""
+        step = self.trajectory.best
+        return self.album[step.label] if step else None
+
+
+def run(
+    goal: Goal,
+    references: Sequence[Image],
+    ports: Ports,
+    settings: Settings | None = None,
+    seed: int = 0,
+    listen: Listener = ignore,
+) -> State:
+    """A whole run. Raises what `start` and `plan` raise; what a listener raises passes through."""
+    return proceed(start(goal, references, ports.controller, settings, seed, listen), ports, listen)
+
+
+def proceed(state: State, ports: Ports, listen: Listener = ignore) -> State:
+    """Go on from any state between two rounds, a resumed one too, to the end."""
+    while not stopped(state):
+        state = plan(state, ports.controller, listen)
+        state = draw(state, ports.generator, listen)
+        state = verify(state, ports.verifier, listen)
+    return finish(state, listen=listen)
+
+
+def start(
+    goal: Goal,
+    references: Sequence[Image],
+    controller: Controller,
+    settings: Settings | None = None,
+    seed: int = 0,
+    listen: Listener = ignore,
+) -> State:
+    """A state with the goal's checklist, made once unless the goal brings one. Raises VLMError or
+    GrammarError where none can be made, FormatError for an unknown policy."""
+    settings = settings or Settings()
+    find_policy(settings.policy)
+    album = Album({referenced(i): to_rgb(image) for i, image in enumerate(references)})
+    goal = dataclasses.replace(goal, references=len(references))
+    answer = listen(Started(goal, settings.budget, seed))
+    cost = Cost()
+    if not goal.checks:
+        began = perf_counter()
+        checklist = controller.checklist(goal, album)
+        cost = Cost(seconds={"plan": perf_counter() - began}, usage=checklist.usage)
+        goal = dataclasses.replace(goal, checks=checklist.checks)
+        answer = _merge(answer, listen(Checklisted(goal, checklist)))
+    state = State(Trajectory(goal, seed=seed, preparation=cost), album, settings)
+    return _heed(state, answer)
+
+
+def plan(state: State, controller: Controller, listen: Listener = ignore) -> State:
+    """The next decision. A VLM that fails ends the run with the best image so far.
+
+    Raises VLMError where there is no image yet, ReplyError where a controller twice stops before drawing."""
+    if stopped(state):
+        return state
+    began = perf_counter()
+    try:
+        decision = _ask(state, controller)
+    except VLMError as error:
+        if not state.trajectory.steps:
+            raise
+        state = _charge_closing(state, perf_counter() - began, Usage(calls=1))
+        return dataclasses.replace(state, stop=f"the controller failed: {error}", resumable=True)
+    seconds = perf_counter() - began
+    answer = listen(Planned(len(state.trajectory.steps), *_mend(decision, state)))
+    replaced = answer.decision if answer else None
+    mended, notes = _mend(replaced or decision, state)
+    if replaced:
+        notes = ("the decision was replaced by hand", *notes)
+    for note in notes:
+        answer = _merge(answer, listen(Warned(note)))
+    cost = Cost(seconds={"plan": seconds}, usage=decision.usage)
+    return _heed(dataclasses.replace(state, pending=Pending(mended, cost=cost, notes=notes)), answer)
+
+
+def draw(state: State, generator: Generator, listen: Listener = ignore) -> State:
+    """The decision's candidates. A stop in the middle gives the drawing up; its cost stays in the books."""
+    pending = state.pending
+    if pending is None or pending.images or pending.decision.action == "stop" or stopped(state):
+        return state
+    step = len(state.trajectory.steps)
+    count, notes = _affordable(state, generator)
+    seeds = tuple(candidate_seed(state.trajectory.seed, step, k) for k in range(count))
+    conditions = context.build(state.trajectory, pending.decision, state.album)
+    notes += _left_out(state.trajectory, pending.decision)
+
+    def on_step(progress: DrawProgress) -> None:
+        answer = listen(Drawing(step, progress))
+        if answer and answer.stop:
+            raise Cancelled(answer.stop)
+
+    began = perf_counter()
+    size = state.settings.size or generator.default_size
+    try:
+        drawing = generator.draw(conditions, size, seeds, on_step)
+    except Cancelled as cancelled:
+        state = _charge_closing(state, perf_counter() - began, Usage(), "draw")
+        return dataclasses.replace(state, stop=cancelled.thing)
+    seconds = _phases(drawing.seconds, perf_counter() - began)
+    pending = dataclasses.replace(
+        pending,
+        images=tuple(to_rgb(image) for image in drawing.images),
+        seeds=seeds,
+        cost=pending.cost + Cost(drawing.nfe, seconds),
+        notes=(*pending.notes, *notes, *drawing.notes),
+    )
+    return _heed(dataclasses.replace(state, pending=pending), listen(Drawn(step, seeds, drawing)))
+
+
+def verify(state: State, verifier: Verifier, listen: Listener = ignore) -> State:
+    """Judge the candidates and settle the step: it becomes the canvas, or is rolled back. After a decision to
+    stop: judge the canvas if that never happened, and stop."""
+    pending = state.pending
+    if pending is None:
+        return state
+    if pending.decision.action == "stop":
+        return state if state.stop else _conclude(state, verifier, listen)
+    if not pending.images:
+        return state
+    goal, expects = state.trajectory.goal, pending.decision.expects
+    policy = find_policy(state.settings.policy)
+    bench = _bench(state, verifier)
+    candidates = _judge(state, pending, bench)
+    chosen = policy.choose(candidates, goal, expects)
+    ruling = policy.settle(state.trajectory, candidates[chosen], expects)
+    answer = listen(Judged(len(state.trajectory.steps), candidates, chosen, ruling.accepted))
+    accepted, by_hand = ruling.accepted, ()
+    if answer and answer.accept is not None and answer.accept != accepted:
+        accepted = answer.accept
+        by_hand = ("approved by hand" if accepted else "rolled back by hand",)
+    step = Step(
+        len(state.trajectory.steps),
+        pending.decision,
+        candidates,
+        chosen,
+        accepted,
+        pending.cost + bench.cost,
+        (*pending.notes, *bench.notes, *ruling.notes, *by_hand),
+    )
+    for note in (*bench.notes, *ruling.notes):
+        answer = _merge(answer, listen(Warned(note)))
+    return _heed(_settle(state, step, pending.images, listen), answer)
+
+
+def stopped(state: State) -> str:
+    """Why no further round may start, or ''. Before the first drawing only a listener can stop a run."""
+    trajectory, budget = state.trajectory, state.settings.budget
+    if state.stop or trajectory.stop_reason or not trajectory.steps:
+        return state.stop or trajectory.stop_reason
+    best = trajectory.best
+    sure = _sure_score(trajectory, best) if best else 0.0
+    if sure >= budget.threshold:
+        return f"the score {sure:.3g} reaches the threshold of {budget.threshold:g}"
+    idle = _steps_without_rise(trajectory)
+    if idle >= budget.patience:
+        return f"{idle} steps in a row did not raise the best score"
+    return budget.exhausted(state.spent, len(trajectory.steps), state.spent.total_seconds)
+
+
+def finish(state: State, reason: str = "", listen: Listener = ignore) -> State:
+    """Close the books: write why it ended, drop a round that was not completed but keep what it cost."""
+    if state.trajectory.stop_reason:
+        return state
+    reason = reason or stopped(state) or "stopped before the budget was used"
+    cost = state.pending.cost if state.pending else Cost()
+    trajectory = dataclasses.replace(
+        state.trajectory, stop_reason=reason, closing=state.trajectory.closing + cost
+    )
+    listen(Stopped(reason, trajectory, state.resumable))
+    return dataclasses.replace(state, trajectory=trajectory, pending=None, stop=reason)
+
+
+def candidate_seed(seed: int, step: int, candidate: int) -> int:
+    """53 bits, which JavaScript keeps exact too; a resumed run derives the same."""
+    digest = hashlib.sha256(f"{seed}/{step}/{candidate}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11
+
+
+def _ask(state: State, controller: Controller) -> Decision:
+    """A decision; the first one of a run must draw, and gets one more try."""
+    decision = controller.decide(state.trajectory, state.album)
+    if decision.action != "stop" or state.trajectory.steps:
+        return decision
+    again = controller.decide(state.trajectory, state.album)
+    if again.action == "stop":
+        raise ReplyError(
+            f"{controller.name} twice decided to stop before anything was drawn.",
+            "Say in the prompt what the picture shows, or use another controller.",
+        )
+    return dataclasses.replace(again, usage=decision.usage + again.usage)
+
+
+def _mend(decision: Decision, state: State) -> tuple[Decision, tuple[str, ...]]:
+    """A decision that can be drawn, and what had to be changed for that."""
+    if decision.action == "stop":
+        return decision, ()
+    notes: list[str] = []
+    unknown = [label for label in decision.references if label not in state.album]
+    if unknown:
+        notes.append(f"dropped references to images that do not exist: {', '.join(unknown)}")
+    references = tuple(dict.fromkeys(label for label in decision.references if label in state.album))
+    action = decision.action
+    if action == "edit" and not references:
+        canvas = state.trajectory.canvas
+        references = (canvas.label,) if canvas else state.trajectory.goal.labels()
+        notes.append(f"an edit without references starts from {', '.join(references)}" if references else "")
+        if not references:
+            notes[-1], action = "there is no image to edit yet: generating instead", "generate"
+    instruction = decision.instruction.strip() or decision.reasoning.strip() or state.trajectory.goal.prompt
+    mended = dataclasses.replace(decision, action=action, references=references, instruction=instruction)
+    return mended, tuple(notes)
+
+
+def _affordable(state: State, generator: Generator) -> tuple[int, tuple[str, ...]]:
+    """How many candidates the function evaluations that are left can pay; never fewer than one."""
+    budget = state.settings.budget
+    if budget.nfe is None:
+        return budget.candidates, ()
+    left = budget.nfe - state.spent.nfe
+    count = max((n for n in range(1, budget.candidates + 1) if generator.nfe(n) <= left), default=1)
+    if count == budget.candidates:
+        return count, ()
+    return count, (f"{count} of {budget.candidates} candidates: {left} function evaluations were left",)
+
+
+def _left_out(trajectory: Trajectory, decision: Decision) -> tuple[str, ...]:
+    """A note on the turns that `context.build` does not tell."""
+    gone = [f"r_{s.index}" for s in trajectory.steps if not s.accepted and s.label not in decision.references]
+    return (f"the context leaves out what was rolled back: {', '.join(gone)}",) if gone else ()
+
+
+def _phases(seconds: Mapping[str, float], wall: float) -> dict[str, float]:
+    """Seconds by phase that add up to the wall time; what a generator left open counts as drawing."""
+    rest = max(0.0, wall - sum(seconds.values()))
+    return {**seconds, "draw": seconds.get("draw", 0.0) + rest}
+
+
+def _bench(state: State, verifier: Verifier) -> Bench:
+    verdicts = [c.active or c.passive for s in state.trajectory.steps for c in s.candidates]
+    free = any(v.usage.calls == 0 for v in verdicts if v)
+    return Bench(verifier, state.settings.budget, state.spent, free)
+
+
+def _judge(state: State, pending: Pending, bench: Bench) -> tuple[Candidate, ...]:
+    """Passive verdicts always; active ones each `verify_every`-th step, and in the last that may be drawn."""
+    goal, done = state.trajectory.goal, len(state.trajectory.steps) + 1
+    given = [state.album[label] for label in goal.labels()]
+    sources = [state.album[label] for label in pending.decision.references]
+    due = done % state.settings.budget.verify_every == 0 or bool(bench.exhausted(done))
+    active = bench.judge_each(pending.images, goal.checks, given, vital=True) if due else []
+    passive = bench.judge_each(pending.images, pending.decision.expects, sources)
+    if not due and bench.exhausted(done):
+        active = bench.judge_each(pending.images, goal.checks, given, vital=True)
+    verdicts = zip(pending.seeds, passive, active or [None] * len(passive), strict=True)
+    return tuple(Candidate(seed, own, whole) for seed, own, whole in verdicts)
+
+
+def _settle(state: State, step: Step, images: tuple[Image, ...], listen: Listener) -> State:
+    """Append a complete step and tell of it."""
+    trajectory = state.trajectory.append(step)
+    album = state.album.with_image(step.label, images[step.chosen])
+    state = dataclasses.replace(state, trajectory=trajectory, album=album, pending=None)
+    answer = listen(Settled(step, images, trajectory))
+    if not step.accepted:
+        answer = _merge(answer, listen(RolledBack(step)))
+    return _heed(state, answer)
+
+
+def _conclude(state: State, verifier: Verifier, listen: Listener) -> State:
+    """The controller says stop. A canvas that was never judged against the goal is judged now."""
+    reasoning = state.pending.decision.reasoning if state.pending else ""
+    state = dataclasses.replace(state, stop=f"the controller stopped: {reasoning}".rstrip(": "))
+    canvas, goal = state.trajectory.canvas, state.trajectory.goal
+    if canvas is None or canvas.winner.active is not None:
+        return state
+    bench = _bench(state, verifier)
+    given = [state.album[label] for label in goal.labels()]
+    verdict = bench.judge(state.album[canvas.label], goal.checks, given, last=True)
+    if verdict is None:
+        return state
+    judged = dataclasses.replace(canvas.winner, active=verdict)
+    candidates = (*canvas.candidates[: canvas.chosen], judged, *canvas.candidates[canvas.chosen + 1 :])
+    step = dataclasses.replace(
+        canvas, candidates=candidates, cost=canvas.cost + bench.cost, notes=(*canvas.notes, *bench.notes)
+    )
+    steps = (*state.trajectory.steps[: step.index], step, *state.trajectory.steps[step.index + 1 :])
+    trajectory = dataclasses.replace(state.trajectory, steps=steps)
+    listen(Settled(step, (), trajectory))
+    return dataclasses.replace(state, trajectory=trajectory)
+
+
+def _sure_score(trajectory: Trajectory, step: Step) -> float:
+    """The score with every unjudged check counted as failed: only what is certain may end a run."""
+    verdict, checks = step.winner.active, trajectory.goal.checks
+    total = sum(check.weight for check in checks)
+    if verdict is None or total <= 0:
+        return 0.0
+    return sum(check.weight for check, outcome in verdict.effective(checks) if outcome == "pass") / total
+
+
+def _steps_without_rise(trajectory: Trajectory) -> int:
+    """How many of the latest steps were judged against the goal without raising the best score."""
+    best, idle = -1.0, 0
+    for step in trajectory.steps:
+        score = trajectory.score(step)
+        if score is not None and score > best:
+            best, idle = score, 0
+        elif step.winner.active is not None:
+            idle += 1
+    return idle
+
+
+def _charge_closing(state: State, seconds: float, usage: Usage, phase: str = "plan") -> State:
+    closing = state.trajectory.closing + Cost(seconds={phase: seconds}, usage=usage)
+    return dataclasses.replace(state, trajectory=dataclasses.replace(state.trajectory, closing=closing))
+
+
+def _merge(first: Answer | None, second: Answer | None) -> Answer | None:
+    """The newer answer, unless only the older one asks to stop."""
+    if first and first.stop and not (second and second.stop):
+        return first
+    return second or first
+
+
+def _heed(state: State, answer: Answer | None) -> State:
+    return dataclasses.replace(state, stop=answer.stop) if answer and answer.stop else state
