@@ -96,12 +96,13 @@ class VLMController:
     def decide(self, trajectory: Trajectory, images: Album) -> Decision:
         """Raises VLMError."""
         labels = tuple(images)
-        canvas = trajectory.canvas.label if trajectory.canvas else None
+        drawn = bool(trajectory.steps)
+        default = (trajectory.canvas.label,) if trajectory.canvas else trajectory.goal.labels()
         asked = _ask(
             self._client,
             history(trajectory, images),
-            replies.decision_schema(labels),
-            lambda reply: replies.parse_decision(reply.text, labels, canvas),
+            replies.decision_schema(labels, drawn),
+            lambda reply: replies.parse_decision(reply.text, labels, default, drawn),
         )
         return dataclasses.replace(_usable(asked, "decision"), usage=asked.usage, raw=asked.raw)
 

@@ -1,4 +1,4 @@
-"""P(yes) of a judgement from the log-probabilities of its answer tokens (after VQAScore, arXiv 2404.01291)."""
+"""P(yes) from the log-probabilities of a judgement's answer tokens (after VQAScore, arXiv 2404.01291)."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from ..trajectory import Usage
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ONE_CALL = Usage(calls=1)
 Role = Literal["system", "user", "assistant"]
 
 
@@ -35,7 +36,7 @@ class Reply:
     """`truncated`: the model stopped at its token limit. `logprobs` covers `text` token by token."""
 
     text: str
-    usage: Usage = Usage(calls=1)
+    usage: Usage = ONE_CALL
     truncated: bool = False
     logprobs: tuple[TokenLogprob, ...] | None = None
 
@@ -49,6 +50,6 @@ class ChatClient(Protocol):
     def chat(
         self, messages: Sequence[Message], schema: Mapping[str, Any] | None = None, logprobs: bool = False
     ) -> Reply:
-        """Raises VLMSetupError where no call can succeed, VLMConnectionError, VLMTimeoutError, ReplyError where
-        the answer holds no text, and VLMError for any other failure."""
+        """Raises VLMSetupError where no call can succeed, VLMConnectionError, VLMTimeoutError, ReplyError
+        where the answer holds no text, and VLMError for any other failure."""
         ...

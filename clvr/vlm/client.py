@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -21,10 +22,10 @@ from .chat import Message, Reply
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """connect, read: seconds, `read` for the whole answer. retries: further attempts after a connection error,
-    429 or 5xx, after backoff · 2^n seconds with jitter or what Retry-After asks, at most `longest_wait`.
-    image_side: pixels of the longer side of a sent image. max_body: bytes of an answer. extra: further fields
-    of the request, for example {"chat_template_kwargs": {"enable_thinking": False}}."""
+    """connect, read: seconds, `read` for the whole answer. retries: further attempts after a connection
+    error, 429 or 5xx, after backoff · 2^n seconds with jitter or what Retry-After asks, at most
+    `longest_wait`. image_side: pixels of the longer side of a sent image. max_body: bytes of an answer.
+    extra: further request fields, for example {"chat_template_kwargs": {"enable_thinking": False}}."""
 
     connect: float = 5.0
     read: float = 300.0
@@ -61,9 +62,10 @@ _START_ONE = (
 class OpenAIClient:
     """A model behind an OpenAI-compatible address, given with or without its /v1.
 
-    Without `model` the server's only model is taken. The key goes to that address and nowhere else: no redirect
-    is followed, and it stands in no message, log or repr. `waiting` is called about ten times a second while
-    an answer is awaited; what it raises passes through, and the connection is closed. One call at a time."""
+    Without `model` the server's only model is taken. The key goes to that address and nowhere else: no
+    redirect is followed, and it stands in no message, log or repr. `waiting` is called about ten times a
+    second while an answer is awaited; what it raises passes through, and the connection is closed. One call
+    at a time."""
 
     def __init__(
         self,
@@ -192,7 +194,7 @@ class OpenAIClient:
         def run() -> None:
             try:
                 outcome.append(work())
-            except BaseException as error:  # handed over to the caller's thread  # noqa: BLE001
+            except BaseException as error:  # handed over to the caller's thread
                 outcome.append(error)
 
         thread = threading.Thread(target=run, name="vlm-request", daemon=True)
@@ -211,17 +213,15 @@ class OpenAIClient:
     def _hang_up(self) -> None:
         """End the call in flight, so that the server stops generating for nobody."""
         if self._socket is not None:
-            try:
+            with contextlib.suppress(OSError):  # it may have ended by itself
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it had ended by itself
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
 
     def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None) -> _Answer:
-        """One request. Raises VLMConnectionError, VLMTimeoutError, and VLMError for an answer that is too long."""
+        """One request. Raises VLMConnectionError, VLMTimeoutError, and VLMError for an answer too long."""
         url = self._address.url
         try:
             return self._stream(method, f"{url}/{path}", body)

@@ -149,17 +149,21 @@ def parse_checklist(text: str) -> tuple[Check, ...]:
     return _contract_checks(_read(text, ChecklistReply).checks)
 
 
-def parse_decision(text: str, labels: Collection[str], canvas: str | None = None) -> Decision:
-    """A reply to plan.v1 as a decision. `labels` are the images there are; `canvas` is what an edit without
-    references means. Raises ReplyError, also for an image that does not exist."""
+def parse_decision(
+    text: str, labels: Collection[str], default: Sequence[str] = (), may_stop: bool = True
+) -> Decision:
+    """A reply to plan.v1 as a decision. `labels` are the images there are; `default` is what an edit without
+    references starts from. Raises ReplyError, also for an image that does not exist."""
     reply = _read(text, DecisionReply)
     references = tuple(dict.fromkeys(_label(r, labels) for r in reply.references))
     if reply.action != "stop" and not reply.instruction:
         raise ReplyError(f"The action is {reply.action}, but the instruction is empty.", "Say what to draw.")
+    if reply.action == "stop" and not may_stop:
+        raise ReplyError("Nothing has been drawn yet, so the action cannot be stop.", "Use generate.")
     if reply.action == "edit" and not references:
-        if canvas is None:
-            raise ReplyError("There is no image to edit.", "Use generate, or name a reference.")
-        references = (canvas,)
+        references = tuple(default)
+        if not references:
+            raise ReplyError("There is no image to edit.", "Use generate.")
     expects = _contract_checks(reply.expects)
     return Decision(reply.action, reply.reasoning, reply.instruction, references, expects, raw=text)
 
@@ -327,7 +331,8 @@ def _why_no_json(text: str) -> str:
         json.JSONDecoder(strict=False).raw_decode(text, start)
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
-        return f"The JSON {'is cut off' if cut else 'is malformed'}: {error.msg} at character {error.pos - start}."
+        state = "cut off" if cut else "malformed"
+        return f"The JSON is {state}: {error.msg} at character {error.pos - start}."
     except (ValueError, RecursionError):
         pass
     return "The JSON cannot be read."
@@ -379,7 +384,7 @@ def checklist_schema() -> dict[str, Any]:
     return _object(checks=_array(_CHECK, minItems=1, maxItems=24))
 
 
-def decision_schema(labels: Collection[str]) -> dict[str, Any]:
+def decision_schema(labels: Collection[str], may_stop: bool = True) -> dict[str, Any]:
     """`labels` are the images that may be referred to; without any, there is nothing to edit."""
     names = [f"<{label}>" for label in labels]
     references = (
@@ -387,7 +392,7 @@ def decision_schema(labels: Collection[str]) -> dict[str, Any]:
     )
     return _object(
         reasoning={"type": "string"},
-        action={"type": "string", "enum": ["generate", "edit", "stop"] if names else ["generate", "stop"]},
+        action={"type": "string", "enum": ["generate", *(["edit"] * bool(names)), *(["stop"] * may_stop)]},
         instruction={"type": "string"},
         references=references,
         expects=_array(_CHECK, maxItems=6),

@@ -199,7 +199,8 @@ def read_reply(data: object, max_tokens: int) -> Reply:
     text = _text(message.get("content"))
     thoughts = _text(message.get("reasoning_content") or message.get("reasoning"))
     if not text.strip() and _looks_like_json(thoughts):
-        text = thoughts  # vLLM's reasoning parser files a guided answer under reasoning when no thought came first
+        # vLLM's reasoning parser files a guided answer under reasoning where no thought came before it.
+        text = thoughts
     if not text.strip():
         raise _empty(truncated, thoughts, _text(message.get("refusal")), max_tokens)
     return Reply(clean(text), _usage(data.get("usage")), truncated, _logprobs(choice.get("logprobs")))
