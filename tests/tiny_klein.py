@@ -18,7 +18,8 @@ from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 HIDDEN, LAYERS, OUT_LAYERS = 32, 4, (1, 2, 3)
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 TEMPLATE = (
-    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
     "{%- endif %}{%- endif %}"
@@ -110,7 +111,7 @@ def pipeline(seed: int = 0, distilled: bool = False, positions: int = 512) -> Fl
 def make(
     folder: Path, seed: int = 0, distilled: bool = False, positions: int = 512, length: int = 64
 ) -> Path:
-    """Write the model and its `clvr.json` (64x64, 2 steps, base padded length `length`); returns the folder."""
+    """Write the model and its `clvr.json` (64x64, 2 steps, padded length `length`); returns the folder."""
     pipeline(seed, distilled, positions).save_pretrained(folder, safe_serialization=True)
     defaults = {
         "height": 64,
