@@ -1,4 +1,4 @@
-"""Closed-Loop Visual Reasoning for ComfyUI. Nothing of the pack is imported before ComfyUI asks for its nodes."""
+"""Closed-Loop Visual Reasoning for ComfyUI. Nothing of it is imported before ComfyUI asks for its nodes."""
 
 from __future__ import annotations
 

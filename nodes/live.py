@@ -1,0 +1,104 @@
+"""What a running loop shows in ComfyUI: the node's progress bar, previews, and `clvr.event` messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+from comfy_api.latest import ComfyAPISync
+from server import PromptServer
+
+from ..clvr import events
+from ..clvr.report import candidate_label
+from ..clvr.trajectory import Trajectory, Verdict
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PREVIEW_SECONDS = 0.2
+"""Decoding a preview costs time, and nobody sees more than a few a second."""
+PREVIEW_PIXELS = 256
+"""Smaller pictures are enlarged, so that the built-in model's 64 px show up on a node."""
+
+interrupted = comfy.model_management.throw_exception_if_processing_interrupted
+
+
+class Live:
+    """A listener for one node. Raises ComfyUI's own exception as soon as the user interrupts.
+
+    It also keeps the candidates' pictures by their label in the report, which the engine's state drops."""
+
+    def __init__(self, node: str, rounds: int = 1) -> None:
+        self.candidates: dict[str, Image] = {}
+        self._node = node
+        self._rounds = rounds
+        self._first: int | None = None
+        self._shown = 0.0
+
+    def __call__(self, event: events.Event) -> None:
+        interrupted()
+        if isinstance(event, events.Drawing):
+            self._progress(event)
+        if isinstance(event, events.Settled):
+            for k, image in enumerate(event.images):
+                self.candidates[candidate_label(event.step.index, k)] = image
+        server = PromptServer.instance
+        server.send_sync("clvr.event", {"node": self._node, **describe(event)}, server.client_id)
+
+    def _progress(self, event: events.Drawing) -> None:
+        """The bar counts this node's drawing steps over all the rounds that it may take."""
+        if self._first is None:
+            self._first = event.step
+        progress, picture = event.progress, None
+        if progress.preview and time.monotonic() - self._shown >= PREVIEW_SECONDS:
+            picture = _enlarged(progress.preview())
+            self._shown = time.monotonic()
+        done = (event.step - self._first) * progress.steps + progress.step
+        ComfyAPISync().execution.set_progress(
+            done, self._rounds * progress.steps, node_id=self._node, preview_image=picture
+        )
+
+
+def _enlarged(image: Image) -> Image:
+    factor = PREVIEW_PIXELS // max(image.size)
+    return image.resize((image.width * factor, image.height * factor), 0) if factor > 1 else image
+
+
+def describe(event: events.Event) -> Mapping[str, Any]:
+    """An event as a small JSON message: its kind, and what a person wants to know."""
+    match event:
+        case events.Started(goal, budget, seed):
+            return {"kind": "started", "prompt": goal.prompt, "budget": budget.describe(), "seed": seed}
+        case events.Checklisted(goal):
+            return {"kind": "checklisted", "checks": [check.question for check in goal.checks]}
+        case events.Planned(step, decision):
+            told = {"action": decision.action, "reasoning": decision.reasoning}
+            return {"kind": "planned", "step": step, "instruction": decision.instruction, **told}
+        case events.Drawing(step, progress):
+            return {"kind": "drawing", "step": step, "done": progress.step, "of": progress.steps}
+        case events.Drawn(step, seeds):
+            return {"kind": "drawn", "step": step, "images": len(seeds)}
+        case events.Judged(step, _, chosen, accepted):
+            return {"kind": "judged", "step": step, "chosen": chosen, "accepted": accepted}
+        case events.Settled(step, _, trajectory):
+            verdict = tally(trajectory, step.winner.active)
+            return {"kind": "settled", "step": step.index, "accepted": step.accepted, **verdict}
+        case events.RolledBack(step):
+            return {"kind": "rolled back", "step": step.index}
+        case events.Warned(message):
+            return {"kind": "warned", "message": message}
+        case events.Stopped(reason, trajectory):
+            return {"kind": "stopped", "reason": reason, "rounds": len(trajectory.steps)}
+
+
+def tally(trajectory: Trajectory, verdict: Verdict | None) -> dict[str, Any]:
+    """How many of the goal's checks pass, and which ones do not; None where nothing was judged."""
+    checks = trajectory.goal.checks
+    if verdict is None:
+        return {"passing": None, "checks": len(checks), "score": None, "open": []}
+    outcomes = verdict.effective(checks)
+    wanting = [check.question for check, outcome in outcomes if outcome != "pass"]
+    passing = len(outcomes) - len(wanting)
+    return {"passing": passing, "checks": len(checks), "score": verdict.score(checks), "open": wanting}

@@ -1,0 +1,221 @@
+"""The closed loop in one node, and how much it may spend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io, ui
+
+from .sockets import Controller, Generator, Run, ThinkingBudget, Trajectory, Verifier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..clvr import ports
+    from ..clvr.budget import Budget
+    from ..clvr.events import Answer, Event
+    from ..clvr.loop import Settings
+
+CATEGORY = "CLVR/loops"
+LARGEST_SEED = 2**53 - 1
+"""What JavaScript keeps exact."""
+
+
+class CLVRThinkingBudget(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLVRThinkingBudget",
+            display_name="CLVR Thinking Budget",
+            category=CATEGORY,
+            description="How much the loop may spend, and when it may stop earlier.",
+            inputs=[
+                io.Int.Input("rounds", default=8, min=1, max=50, tooltip="Drawings of the loop, at most."),
+                io.Int.Input(
+                    "candidates", default=1, min=1, max=16, tooltip="Images a round; the best is kept."
+                ),
+                io.Int.Input(
+                    "evaluations",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Function evaluations of the generator over the whole run. 0: no limit.",
+                ),
+                io.Float.Input(
+                    "seconds", default=0.0, min=0.0, max=86400.0, step=1.0, tooltip="Wall time. 0: no limit."
+                ),
+                io.Int.Input(
+                    "vlm_calls", default=0, min=0, max=10_000, tooltip="Calls of the VLM. 0: no limit."
+                ),
+                io.Int.Input(
+                    "verify_every",
+                    default=1,
+                    min=1,
+                    max=50,
+                    tooltip="Check the whole goal every n-th round, in between the round's instruction.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Stop at this share of passing checks. 1 is every check.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=4,
+                    min=1,
+                    max=50,
+                    tooltip="Stop after so many rounds in a row that did not raise the best score.",
+                ),
+            ],
+            outputs=[ThinkingBudget.Output(display_name="budget")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        rounds: int,
+        candidates: int,
+        evaluations: int,
+        seconds: float,
+        vlm_calls: int,
+        verify_every: int,
+        threshold: float,
+        patience: int,
+    ) -> io.NodeOutput:
+        from ..clvr.budget import Budget
+
+        return io.NodeOutput(
+            Budget(
+                steps=rounds,
+                candidates=candidates,
+                nfe=evaluations or None,
+                seconds=seconds or None,
+                vlm_calls=vlm_calls or None,
+                verify_every=verify_every,
+                threshold=threshold,
+                patience=patience,
+            )
+        )
+
+
+def goal_inputs() -> list[io.Input]:
+    """What every run starts from, as inputs of a node."""
+    return [
+        io.String.Input(
+            "prompt",
+            default="two red circles above a blue square",
+            multiline=True,
+            dynamic_prompts=False,
+            tooltip="What the picture shall show. The built-in models know coloured shapes and their places.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=1,
+            min=0,
+            max=LARGEST_SEED,
+            control_after_generate=True,
+            tooltip="Fixes everything that is random: the same seed gives the same run.",
+        ),
+        io.Int.Input("width", default=0, min=0, max=4096, step=16, tooltip="Pixels. 0: the generator's own."),
+        io.Int.Input(
+            "height", default=0, min=0, max=4096, step=16, tooltip="Pixels. 0: the generator's own."
+        ),
+    ]
+
+
+def optional_inputs() -> list[io.Input]:
+    return [
+        ThinkingBudget.Input(
+            "budget", optional=True, tooltip="How much the run may spend. Without it: 8 rounds."
+        ),
+        io.Image.Input(
+            "references", optional=True, tooltip="Pictures that the prompt speaks of, as a batch."
+        ),
+    ]
+
+
+class CLVRClosedLoop(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLVRClosedLoop",
+            display_name="CLVR Closed Loop",
+            category=CATEGORY,
+            description="Plans, draws, verifies and corrects until every check passes or the budget is used.",
+            inputs=[
+                Generator.Input("generator", tooltip="Who draws."),
+                Controller.Input("controller", tooltip="Who plans."),
+                Verifier.Input("verifier", tooltip="Who judges."),
+                *goal_inputs(),
+                io.String.Input(
+                    "folder",
+                    default="clvr/run",
+                    tooltip="Where in ComfyUI's output folder the run is kept, every round as soon as it is "
+                    "complete; a number is added.",
+                ),
+                *optional_inputs(),
+            ],
+            outputs=[
+                io.Image.Output(display_name="final"),
+                io.Image.Output(display_name="contact sheet"),
+                Trajectory.Output(display_name="trajectory"),
+                io.String.Output(display_name="report", tooltip="Path of the HTML report."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        generator: ports.Generator,
+        controller: ports.Controller,
+        verifier: ports.Verifier,
+        prompt: str,
+        seed: int,
+        width: int,
+        height: int,
+        folder: str,
+        budget: Budget | None = None,
+        references: Tensor | None = None,
+    ) -> io.NodeOutput:
+        from ..clvr import journal, loop
+        from ..clvr.trajectory import Goal
+        from . import records
+        from .live import Live
+        from .pixels import to_pictures
+
+        cast = loop.Ports(controller, generator, verifier)
+        settings = settings_for(budget, width, height, generator.default_size)
+        live, given = Live(cls.hidden.unique_id, settings.budget.steps), to_pictures(references)
+        names = {"controller": controller.name, "generator": generator.name, "verifier": verifier.name}
+        kept = records.new_folder(folder)
+        with journal.Journal.create(kept) as book:
+
+            def listen(event: Event) -> Answer | None:
+                book.listen(event)
+                return live(event)
+
+            state = loop.start(Goal(prompt), given, controller, settings, seed, live)
+            book.begin(records.header(Run(state, models=names)), given)
+            run = Run(loop.proceed(state, cast, listen), live.candidates, names)
+        report = records.present(run, kept, records.metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo))
+        final, sheet = records.pictures_of(run)
+        return io.NodeOutput(final, sheet, run, str(report), ui=ui.PreviewImage(final, cls=cls))
+
+
+def settings_for(budget: Budget | None, width: int, height: int, size: ports.Size | None = None) -> Settings:
+    """The widgets as the engine's settings. `size` is for 0 x 0. Raises FormatError for half a size."""
+    from ..clvr.budget import Budget
+    from ..clvr.errors import FormatError
+    from ..clvr.loop import Settings
+
+    if bool(width) != bool(height):
+        raise FormatError(f"A size of {width} x {height} is half a size.", "Give both sides, or 0 for both.")
+    return Settings(budget or Budget(), size=(width, height) if width else size)
+
+
+NODES = [CLVRThinkingBudget, CLVRClosedLoop]

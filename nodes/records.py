@@ -1,0 +1,128 @@
+"""Runs in ComfyUI's output and input folders, and what is shown of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+
+from ..clvr import journal
+from ..clvr.errors import MissingFileError, RunFolderError
+from ..clvr.loop import Settings, State
+from ..clvr.report import RunInfo, contact_sheet, save_final, write_report
+from ..clvr.trajectory import Trajectory
+from .pixels import to_tensor
+from .sockets import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FINAL, SHEET, REPORT = "final.png", "sheet.png", "report.html"
+
+
+def new_folder(prefix: str) -> Path:
+    """A new numbered folder in ComfyUI's output folder: 'clvr/run' makes clvr/run_00001.
+
+    Raises RunFolderError for a prefix that leads out of it, or where nothing can be written."""
+    output = Path(folder_paths.get_output_directory()).resolve()
+    wanted = (output / prefix).resolve()
+    if not wanted.is_relative_to(output) or wanted == output:
+        raise RunFolderError(
+            f"'{prefix}' lies outside of ComfyUI's output folder.", "Give a name like clvr/run."
+        )
+    for number in itertools.count(1):
+        folder = wanted.with_name(f"{wanted.name}_{number:05}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunFolderError(f"Cannot make {folder}: {error.strerror}.", "Make it writable.") from error
+    raise AssertionError("unreachable")
+
+
+def known_folder(name: str) -> Path:
+    """A run's folder in ComfyUI's output or input folder. Raises MissingFileError for anything else."""
+    for place in (folder_paths.get_output_directory(), folder_paths.get_input_directory()):
+        root = Path(place).resolve()
+        folder = (root / name).resolve()
+        if folder.is_relative_to(root) and (folder / journal.JOURNAL).is_file():
+            return folder
+    raise MissingFileError(
+        f"'{name}' is no run in ComfyUI's output or input folder.", "Give a folder like clvr/run_00001."
+    )
+
+
+def header(run: Run) -> journal.Header:
+    """The first line of a run's journal."""
+    state = run.state
+    return journal.Header(
+        goal=state.trajectory.goal,
+        seed=state.trajectory.seed,
+        size=state.settings.size or (state.best.size if state.best else (0, 0)),
+        budget=state.settings.budget,
+        policy=state.settings.policy,
+        preparation=state.trajectory.preparation,
+        models=run.models,
+    )
+
+
+def load(name: str) -> Run:
+    """A run as its folder holds it. Raises MissingFileError, JournalError."""
+    record = journal.read(known_folder(name))
+    asked = record.header
+    settings = Settings(asked.budget, asked.policy, asked.size)
+    state = State(record.trajectory, record.album(), settings, stop=record.trajectory.stop_reason)
+    return Run(state, record.pictures(), asked.models)
+
+
+def present(run: Run, folder: Path, metadata: Mapping[str, str]) -> Path:
+    """Write the final picture, the contact sheet and the report beside the journal; the report's path."""
+    trajectory, images = run.state.trajectory, run.images
+    if run.state.best:
+        save_final(
+            run.state.best,
+            folder / FINAL,
+            prompt_metadata=metadata,
+            trajectory=trajectory,
+            models=run.models,
+        )
+    contact_sheet(trajectory, images).save(folder / SHEET)
+    info = RunInfo(run.state.settings.budget, run.models, trajectory.cost.total_seconds)
+    write_report(trajectory, images, folder / REPORT, settings=info)
+    return folder / REPORT
+
+
+def pictures_of(run: Run) -> tuple[Tensor, Tensor]:
+    """The best image and the contact sheet. Raises RunFolderError for a run that drew nothing."""
+    if run.state.best is None:
+        raise RunFolderError("The run drew nothing.", "Connect Plan, Generate and Verify before Finish.")
+    sheet = contact_sheet(run.state.trajectory, run.images)
+    return to_tensor([run.state.best]), to_tensor([sheet])
+
+
+def story(trajectory: Trajectory) -> str:
+    """A run in words, a paragraph a round."""
+    told = [trajectory.goal.prompt]
+    for step in trajectory.steps:
+        score = trajectory.score(step)
+        outcome = "kept" if step.accepted else "rolled back"
+        measured = "not scored" if score is None else f"score {score:.2f}"
+        decision = step.decision
+        told.append(f"{step.index + 1}. {decision.action}: {decision.instruction} ({outcome}, {measured})")
+    return "\n".join([*told, f"Stopped: {trajectory.stop_reason or 'not yet'}"])
+
+
+def metadata(prompt: object, extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """ComfyUI's usual text chunks for a PNG, none where the user turned them off."""
+    from comfy.cli_args import args
+
+    if args.disable_metadata:
+        return {}
+    chunks = {"prompt": prompt, **(extra or {})}
+    return {key: json.dumps(value) for key, value in chunks.items() if value}

@@ -1,0 +1,204 @@
+"""The phases of a round as separate nodes: start, plan, draw, verify, finish. One engine function each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from .loop import goal_inputs, optional_inputs, settings_for
+from .sockets import Controller, Generator, LoopState, Run, Trajectory, Verifier
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from ..clvr import ports
+    from ..clvr.budget import Budget
+    from ..clvr.loop import State
+
+CATEGORY = "CLVR/steps"
+
+
+def state_input() -> io.Input:
+    return LoopState.Input("run", tooltip="The run so far. A run that has stopped passes through unchanged.")
+
+
+class CLVRStart(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLVRStart",
+            display_name="CLVR Start",
+            category=CATEGORY,
+            description="Turns a prompt into a goal with a checklist, and starts a run.",
+            inputs=[
+                Controller.Input("controller", tooltip="Who makes the checklist."),
+                *goal_inputs(),
+                *optional_inputs(),
+            ],
+            outputs=[LoopState.Output(display_name="run"), io.String.Output(display_name="checklist")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        controller: ports.Controller,
+        prompt: str,
+        seed: int,
+        width: int,
+        height: int,
+        budget: Budget | None = None,
+        references: Tensor | None = None,
+    ) -> io.NodeOutput:
+        from ..clvr import loop
+        from ..clvr.trajectory import Goal
+        from .live import Live
+        from .pixels import to_pictures
+
+        live = Live(cls.hidden.unique_id)
+        settings = settings_for(budget, width, height)
+        state = loop.start(Goal(prompt), to_pictures(references), controller, settings, seed, live)
+        checklist = "\n".join(check.question for check in state.trajectory.goal.checks)
+        return io.NodeOutput(Run(state, models={"controller": controller.name}), checklist)
+
+
+class CLVRPlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLVRPlan",
+            display_name="CLVR Plan",
+            category=CATEGORY,
+            description="Decides what to draw or to correct next, or to stop.",
+            inputs=[state_input(), Controller.Input("controller", tooltip="Who plans.")],
+            outputs=[LoopState.Output(display_name="run"), io.String.Output(display_name="decision")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, run: Run, controller: ports.Controller) -> io.NodeOutput:
+        from ..clvr import loop
+        from .live import Live
+
+        state = loop.plan(run.state, controller, Live(cls.hidden.unique_id))
+        return io.NodeOutput(run.after(state, controller=controller.name), _decision(state))
+
+
+class CLVRGenerate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLVRGenerate",
+            display_name="CLVR Generate",
+            category=CATEGORY,
+            description="Draws the planned round, conditioned on everything before it.",
+            inputs=[state_input(), Generator.Input("generator", tooltip="Who draws.")],
+            outputs=[LoopState.Output(display_name="run"), io.Image.Output(display_name="candidates")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, run: Run, generator: ports.Generator) -> io.NodeOutput:
+        from ..clvr import loop
+        from .live import Live
+        from .pixels import to_tensor
+
+        state = loop.draw(run.state, generator, Live(cls.hidden.unique_id))
+        drawn = state.pending.images if state.pending else ()
+        shown = drawn or ([state.best] if state.best else [_blank(generator.default_size)])
+        return io.NodeOutput(run.after(state, generator=generator.name), to_tensor(shown))
+
+
+class CLVRVerify(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLVRVerify",
+            display_name="CLVR Verify",
+            category=CATEGORY,
+            description="Checks the drawing, and keeps it as the canvas or rolls it back.",
+            inputs=[state_input(), Verifier.Input("verifier", tooltip="Who judges.")],
+            outputs=[
+                LoopState.Output(display_name="run"),
+                io.Image.Output(display_name="canvas", tooltip="What the next round starts from."),
+                io.Float.Output(
+                    display_name="score", tooltip="Share of passing checks; 0 where none was judged."
+                ),
+                io.String.Output(display_name="verdict"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, run: Run, verifier: ports.Verifier) -> io.NodeOutput:
+        from ..clvr import loop
+        from .live import Live
+        from .pixels import to_tensor
+
+        live = Live(cls.hidden.unique_id)
+        state = loop.verify(run.state, verifier, live)
+        canvas, step = state.trajectory.canvas, (state.trajectory.steps or (None,))[-1]
+        image = state.album[canvas.label] if canvas else _blank((64, 64))
+        score = state.trajectory.score(step) if step else None
+        after = run.after(state, live.candidates, verifier=verifier.name)
+        return io.NodeOutput(after, to_tensor([image]), score or 0.0, _verdict(state))
+
+
+class CLVRFinish(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLVRFinish",
+            display_name="CLVR Finish",
+            category=CATEGORY,
+            description="Closes the run; its result is the best image, not merely the last.",
+            inputs=[state_input()],
+            outputs=[
+                io.Image.Output(display_name="final"),
+                io.Image.Output(display_name="contact sheet"),
+                Trajectory.Output(display_name="trajectory"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, run: Run) -> io.NodeOutput:
+        from ..clvr import loop
+        from .live import Live
+        from .records import pictures_of
+
+        done = run.after(loop.finish(run.state, listen=Live(cls.hidden.unique_id)))
+        return io.NodeOutput(*pictures_of(done), done)
+
+
+NODES = [CLVRStart, CLVRPlan, CLVRGenerate, CLVRVerify, CLVRFinish]
+
+
+def _decision(state: State) -> str:
+    """What was decided, to read; why nothing was, where the run has stopped."""
+    if state.pending is None:
+        return f"stopped: {state.stop or state.trajectory.stop_reason}"
+    decision = state.pending.decision
+    parts = (decision.reasoning, f"{decision.action}: {decision.instruction}")
+    return "\n".join(part for part in parts if part)
+
+
+def _verdict(state: State) -> str:
+    """The newest step's checks, a line each."""
+    if not state.trajectory.steps:
+        return ""
+    step = state.trajectory.steps[-1]
+    verdict = step.winner.active
+    if verdict is None:
+        return "kept" if step.accepted else "rolled back"
+    outcomes = verdict.effective(state.trajectory.goal.checks)
+    return "\n".join(f"{outcome}: {check.question}" for check, outcome in outcomes)
+
+
+def _blank(size: tuple[int, int]) -> Image:
+    """What is shown of a run that stopped before it drew anything."""
+    from PIL import Image
+
+    return Image.new("RGB", size, "#808080")
