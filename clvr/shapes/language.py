@@ -1,4 +1,4 @@
-"""The built-in world's language, read: prompts to specs, instructions to edits. docs/shapes.md has the grammar.
+"""The built-in world's language, read: prompts to specs, instructions to edits. Its grammar: docs/shapes.md.
 
 Reads whatever `phrases` and `edits` write, and the common other ways of saying it."""
 
@@ -40,11 +40,14 @@ _RELATION_PHRASES: dict[str, str] = {
     **dict.fromkeys(("above", "over", "atop", "on top of"), "above"),
     **dict.fromkeys(("below", "under", "beneath", "underneath"), "below"),
 }
-_PREFIXES = tuple(
-    (*start, noun, "of")
-    for start in ((), ("a",), ("an",), ("the",))
-    for noun in ("photo", "picture", "image")
-) + (("draw",),)
+_PREFIXES = (
+    ("draw",),
+    *(
+        (*start, noun, "of")
+        for start in ((), ("a",), ("an",), ("the",))
+        for noun in ("photo", "picture", "image")
+    ),
+)
 _NO_WORDS = (("without", "any"), ("without", "a"), ("without", "an"), ("without",), ("no",), ("zero",))
 _VERBS = {
     **dict.fromkeys(("add", "put", "place", "insert"), "add"),
@@ -55,8 +58,8 @@ _VERBS = {
     **dict.fromkeys(("make", "turn", "change", "resize"), "change"),
 }
 _SMALL_WORDS = (
-    "photo picture image of the and with no without any is are that which in at row column to on top left right"
-    " side above over atop below under beneath underneath for by into colored coloured sized draw zero"
+    "photo picture image of the and with no without any is are that which in at row column to on top left"
+    " right side above over atop below under beneath underneath for by into colored coloured sized draw zero"
 )
 _WORDS = {
     *_SHAPE_WORDS,
@@ -125,8 +128,8 @@ class _Reader:
 
     def fail(self, thing: str, hint: str = "") -> NoReturn:
         remedy = (
-            f"Write like '{self.example}'. Free prompts need a real model: --model with a FLUX.2 klein folder, or"
-            " the FLUX.2 klein nodes."
+            f"Write like '{self.example}'. Free prompts need a real model: --model with a FLUX.2 klein"
+            " folder, or the FLUX.2 klein nodes."
         )
         raise GrammarError(thing, f"{hint} {remedy}".strip())
 
@@ -174,7 +177,7 @@ class _Reader:
         return next((kind for words, kind in _RELATION_PHRASES.items() if self.take(*words.split())), None)
 
     def place(self, *prepositions: str) -> Cell | None:
-        """'in row 2, column 3', counted from 1 at the top left."""
+        """'in row two column three', counted from one at the top left."""
         if self.word not in prepositions or self.words[self.at + 1 : self.at + 2] != ["row"]:
             return None
         self.at += 2

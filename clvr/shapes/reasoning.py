@@ -1,4 +1,4 @@
-"""The sentences in which the rule-based controller thinks. Training writes the same ones: keep them stable."""
+"""The sentences in which the rule-based controller thinks. Training writes the same: keep them stable."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def because(edit: Edit) -> str:
 
 
 def draw(groups: Sequence[Group]) -> str:
-    """The first round's instruction: 'draw a red circle in row 2, column 2 and a blue square'."""
+    """The first round's instruction: 'draw a red circle in row two column two and a blue square'."""
     return f"draw {listed([group_words(g) for g in groups])}"
 
 
