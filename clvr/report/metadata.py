@@ -1,4 +1,4 @@
-"""The final picture as PNG with what it says about itself: ComfyUI's graph, a summary, and that an AI made it."""
+"""The final picture as PNG with its metadata: ComfyUI's graph, a summary, and that a model made it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,10 @@ from .rounds import ACTIONS
 
 _PAPER, _INK, _SOFT, _LINE = "#f5f4f0", "#1a1c21", "#575c66", "#d8d5cc"
 _PASS, _FAIL, _MISSING = "#12724a", "#b93118", "#e4e1d9"
-_MARGIN, _GAP, _CAPTION = 40, 28, 64
+_MARGIN, _GAP, _CAPTION = 40, 28, 64  # pixels
+_COLUMNS = 5
+_NARROWEST = 150
+"""A tile is at least this wide, in pixels: its caption must fit."""
 _TILE = 256
 """Side in pixels that small pictures are enlarged to, by a whole factor."""
 
@@ -36,24 +39,24 @@ class _Tile:
 def contact_sheet(trajectory: Trajectory, images: Mapping[str, Image.Image]) -> Image.Image:
     """The sheet as RGB. `images`: the album; a round's tile is its chosen candidate.
 
-    Tiles are about 256 px for small pictures and up to 384 px for large ones, four in a row."""
+    Tiles are about 256 px for small pictures and at most 384 px for large ones, up to five in a row."""
     tiles = _tiles(trajectory, Pictures(images))
-    side = _tile_side([t.image for t in tiles if t.image])
-    columns = max(2, min(4, len(tiles)))
-    width = 2 * _MARGIN + columns * side + (columns - 1) * _GAP
+    size = _tile_size([t.image for t in tiles if t.image])
+    lines = math.ceil(len(tiles) / _COLUMNS)
+    columns = max(2, math.ceil(len(tiles) / max(1, lines)))
+    width = 2 * _MARGIN + columns * size[0] + (columns - 1) * _GAP
     title = _wrap(trajectory.goal.prompt or "(no prompt)", _font(30), width - 2 * _MARGIN, 6)
     facts = _wrap(_facts(trajectory), _font(18), width - 2 * _MARGIN, 3)
     top = _MARGIN + 40 * len(title) + 12 + 26 * len(facts) + 30
-    lines = math.ceil(len(tiles) / columns)
-    height = top + lines * (side + _CAPTION) + max(0, lines - 1) * _GAP + _MARGIN // 2
+    height = top + lines * (size[1] + _CAPTION) + max(0, lines - 1) * _GAP + _MARGIN // 2
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     _write_lines(pen, title, _MARGIN, 40, _font(30), _INK)
     _write_lines(pen, facts, _MARGIN + 40 * len(title) + 12, 26, _font(18), _SOFT)
     for i, tile in enumerate(tiles):
-        x = _MARGIN + (i % columns) * (side + _GAP)
-        y = top + (i // columns) * (side + _CAPTION + _GAP)
-        _place(sheet, pen, tile, (x, y), side)
+        x = _MARGIN + (i % columns) * (size[0] + _GAP)
+        y = top + (i // columns) * (size[1] + _CAPTION + _GAP)
+        _place(sheet, pen, tile, (x, y), size)
     return sheet
 
 
@@ -75,7 +78,8 @@ def _round_tile(trajectory: Trajectory, step: Step, pictures: Pictures) -> _Tile
 def _facts(trajectory: Trajectory) -> str:
     best = trajectory.best
     score = trajectory.score(best) if best else None
-    facts = [f"seed {trajectory.seed}", f"{len(trajectory.steps)} rounds"]
+    rounds = len(trajectory.steps)
+    facts = [f"seed {trajectory.seed}", f"{rounds} round{'' if rounds == 1 else 's'}"]
     if score is not None:
         facts.append(f"score {percent(score)}")
     if trajectory.stop_reason:
@@ -83,14 +87,19 @@ def _facts(trajectory: Trajectory) -> str:
     return "  ·  ".join(facts)
 
 
-def _tile_side(images: list[Image.Image]) -> int:
-    longest = max((max(i.size) for i in images), default=_TILE)
-    return longest * round(_TILE / longest) if longest <= _TILE else min(longest, 384)
+def _tile_size(images: list[Image.Image]) -> tuple[int, int]:
+    """Of the last picture's shape: the rounds share one, references may have others."""
+    if not images:
+        return _TILE, _TILE
+    width, height = images[-1].size
+    longest = max(width, height)
+    scale = round(_TILE / longest) if longest <= _TILE else min(1.0, 384 / longest)
+    return max(_NARROWEST, round(width * scale)), max(1, round(height * scale))
 
 
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    """Scaled so that the longer side is `side`: hard pixels up, smooth down."""
-    scale = side / max(image.size)
+def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scaled to lie within `size`: hard pixels up, smooth down."""
+    scale = min(size[0] / image.width, size[1] / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(
         size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
@@ -98,27 +107,27 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _place(
-    sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: _Tile, corner: tuple[int, int], side: int
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: _Tile, corner: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    x, y = corner
-    pen.rectangle((x, y, x + side - 1, y + side - 1), fill=_MISSING)
+    (x, y), (wide, high) = corner, size
+    pen.rectangle((x, y, x + wide - 1, y + high - 1), fill=_MISSING)
     if tile.image is None:
-        pen.text((x + side / 2, y + side / 2), "not kept", fill=_SOFT, font=_font(18), anchor="mm")
+        pen.text((x + wide / 2, y + high / 2), "not kept", fill=_SOFT, font=_font(18), anchor="mm")
     else:
-        fitted = _fit(tile.image, side)
-        sheet.paste(fitted, (x + (side - fitted.width) // 2, y + (side - fitted.height) // 2))
+        fitted = _fit(tile.image, size)
+        sheet.paste(fitted, (x + (wide - fitted.width) // 2, y + (high - fitted.height) // 2))
     if tile.state == "best":
-        pen.rectangle((x - 8, y - 8, x + side + 7, y + side + 7), outline=_PASS, width=5)
+        pen.rectangle((x - 8, y - 8, x + wide + 7, y + high + 7), outline=_PASS, width=5)
     else:
-        pen.rectangle((x - 1, y - 1, x + side, y + side), outline=_FAIL if tile.state == "back" else _LINE)
-    _caption(pen, tile, (x, y + side + 16), side)
+        pen.rectangle((x - 1, y - 1, x + wide, y + high), outline=_FAIL if tile.state == "back" else _LINE)
+    _caption(pen, tile, (x, y + high + 16), wide)
 
 
-def _caption(pen: ImageDraw.ImageDraw, tile: _Tile, corner: tuple[int, int], side: int) -> None:
+def _caption(pen: ImageDraw.ImageDraw, tile: _Tile, corner: tuple[int, int], width: int) -> None:
     x, y = corner
     color = {"best": _PASS, "back": _FAIL}.get(tile.state, _INK)
     pen.text((x, y), tile.title, fill=color, font=_font(20))
-    pen.text((x + side, y), tile.score, fill=color, font=_font(20), anchor="ra")
+    pen.text((x + width, y), tile.score, fill=color, font=_font(20), anchor="ra")
     words = {"best": "final", "kept": "accepted", "back": "rolled back"}.get(tile.state)
     if words:
         _mark(pen, (x, y + 28), color, crossed=tile.state == "back")
