@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
 
 

@@ -1,7 +1,7 @@
 """The closed loop: plan -> draw -> verify -> correct -> stop. Ports in, events out, a trajectory at the end.
 
-Each phase is a pure function from one `State` to the next; `proceed` composes them. A phase leaves a state that
-has already stopped as it is, so that phases can be laid out in a row without asking in between.
+Each phase is a pure function from one `State` to the next; `proceed` composes them. A phase leaves a state
+that has already stopped as it is, so that phases can be laid out in a row without asking in between.
 """
 
 from __future__ import annotations
