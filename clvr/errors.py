@@ -28,6 +28,14 @@ class MissingFileError(ClvrError, FileNotFoundError):
     """A file or folder that was named is not there."""
 
 
+class SettingError(ClvrError, ValueError):
+    """A setting has a value that cannot work: a size, a device, a number format."""
+
+
+class DeviceMemoryError(ClvrError, MemoryError):
+    """The device has too little memory even for a single image."""
+
+
 class ImageError(ClvrError, ValueError):
     """An image cannot be read, or is larger than is safe to read."""
 
