@@ -114,7 +114,7 @@ def kill_test_parts():
         def decide(self, trajectory, images):
             return script[len(trajectory.steps)]
 
-    ports = Ports(Patient(), FakeGenerator(pause=0.002), FakeVerifier(blind=("c4",)))
+    ports = Ports(Patient(), FakeGenerator(pause=0.005), FakeVerifier(blind=("c4",)))
     settings = Settings(Budget(steps=8, candidates=2, patience=8), size=SIZE)
     return ports, settings, Goal("the brightest grey"), Image.new("RGB", SIZE, (9, 9, 9))
 
@@ -126,6 +126,7 @@ def main(folder):
     from clvr import journal, loop
 
     ports, settings, goal, reference = kill_test_parts()
+    print("ready", flush=True)
     if (pathlib.Path(folder) / journal.JOURNAL).exists():
         log, record = journal.Journal.reopen(folder)
         state = loop.State(record.trajectory, record.album(), settings)

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from clvr.trajectory import Trajectory
 from . import engine_fixtures as world
 
 ROOT = Path(__file__).parent.parent
-KILLS = 25
+KILLS = 20
 
 
 def full_run(folder, seed=7):
@@ -86,50 +85,38 @@ def test_every_candidate_and_reference_is_on_disk(finished):
 
 
 def test_a_run_killed_at_random_points_and_resumed_is_the_uninterrupted_run(finished, tmp_path):
-    """Real child processes, killed with SIGKILL after a random time, until one of them gets through."""
-    _, whole = finished
-    moments = random.Random(1)
-    command = [sys.executable, "-m", "tests.engine_fixtures"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    kills = 0
-    for attempt in range(3):
+    """Real child processes, killed with SIGKILL after a random time, again and again until one gets through."""
+    whole, moments = finished[1], random.Random(1)
+    reached = []
+    for attempt in range(KILLS):
         folder = tmp_path / f"run{attempt}"
-        while True:
-            child = subprocess.Popen([*command, str(folder)], cwd=ROOT, env=environment)
-            if kills < KILLS:
-                _await_work(folder, child)
-                time.sleep(moments.uniform(0, 0.06))
-                child.kill()
-            code = child.wait(60)
-            if code == 0:
-                break
+        while (code := _live(folder, moments.uniform(0, 0.15) if len(reached) < KILLS else 60)) != 0:
             assert code == -signal.SIGKILL
-            kills += 1
+            reached.append(len(journal.read(folder).trajectory.steps) if _begun(folder) else -1)
         record = journal.read(folder)
         assert without_seconds(record.trajectory.to_dict()) == without_seconds(whole.trajectory.to_dict())
         for label, image in record.album().items():
             assert image.tobytes() == whole.album[label].tobytes()
-    assert kills >= KILLS
+        if len(reached) >= KILLS:
+            break
+    assert len(set(reached)) > 4, f"the kills all came at the same point: {reached}"
 
 
-def _await_work(folder, child):
-    """Until the child holds the lock or has ended, so that no time is spent on killing imports."""
-    before = (folder / ".lock").stat().st_atime_ns if (folder / ".lock").exists() else None
-    deadline = time.monotonic() + 20
-    while child.poll() is None and time.monotonic() < deadline:
-        if before is None and (folder / ".lock").exists():
-            return
-        if before is not None and _is_locked(folder):
-            return
-        time.sleep(0.002)
+def _live(folder, seconds):
+    """Exit code of a child that runs or resumes, and is killed so long after its imports are done."""
+    command = [sys.executable, "-m", "tests.engine_fixtures", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        try:
+            return child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        return child.wait()
 
 
-def _is_locked(folder):
-    try:
-        journal._lock(folder).close()
-    except RunLockedError:
-        return True
-    return False
+def _begun(folder):
+    return (folder / "journal.jsonl").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40, 150])
