@@ -185,6 +185,7 @@ def _dot(points: Sequence[Point], index: int) -> Markup:
         return el("text", "not judged", class_="faint", x=x, y=_height(0.5), text_anchor="middle")
     y = _height(point.score)
     kind = "dot" + ("" if point.accepted else " back") + (" best" if point.best else "")
-    below = point.score < 0.2 or not point.accepted
+    before = points[point.start].score if point.start is not None else None
+    below = not point.accepted or (before is not None and before > point.score)
     label = el("text", percent(point.score), x=x, y=y, dy=22 if below else -12, text_anchor="middle")
     return join(el("circle", class_=kind, cx=x, cy=y, r=6), label)

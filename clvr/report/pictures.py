@@ -104,8 +104,7 @@ def reference_labels(trajectory: Trajectory) -> list[str]:
 
 def _embed(image: Image.Image, limit: int | None) -> Picture:
     image = image.convert("RGB")
-    size = image.size
-    if limit is not None and max(size) > limit:
+    if limit is not None and max(image.size) > limit:
         image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     lossless = max(image.size) <= _LOSSLESS
@@ -114,4 +113,4 @@ def _embed(image: Image.Image, limit: int | None) -> Picture:
     else:
         image.save(buffer, "WEBP", quality=90)
     kind = "png" if lossless else "webp"
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *size)
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size)

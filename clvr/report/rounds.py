@@ -152,7 +152,7 @@ def _thumb(picture: Picture | None, alt: str) -> Markup:
 
 
 def picture_tag(picture: Picture, alt: str, kind: str = "") -> Markup:
-    names = f"{kind} {'pixels' if picture.small else ''}".strip() or None
+    names = kind or ("pixels" if picture.small else None)
     size = {"width": picture.width, "height": picture.height}
     return el("img", src=picture.uri, alt=alt, class_=names, decoding="async", **size)
 
