@@ -47,8 +47,8 @@ class DiTConfig:
     """Flux2Transformer2DModel with heads of 128, so that ComfyUI's UNETLoader recognises the BFL twin."""
 
     heads: int = 1
-    double: int = 3
-    single: int = 6
+    double: int = 2
+    single: int = 5
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class DataConfig:
     shard: int = 12288
     passes: int = 2
     caption_dropout: float = 0.1
-    lengths: tuple[int, ...] = (32, 64, 128, 256)
+    length: int = 24
+    longest: int = 240
     seed: int = 7
 
 

@@ -27,6 +27,8 @@ from .config import BuiltinConfig, DataConfig
 from .model import normalise, tokenize
 from .vae import mean_latents, to_tensor
 
+MULTIPLE = 8
+
 Picture = tuple[Scene, int]
 """A scene and the seed of its jitter."""
 
@@ -55,7 +57,9 @@ def single_edit(rng: random.Random, kind: str | None = None, held: bool = False)
 
 def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
     """The rounds of one run towards a complex goal: a first drawing, additions, slips and their corrections."""
-    text, spec = prompt(rng.choices(("complex", "attribution", "position", "counting"), (5, 1, 1, 1))[0], rng, held)
+    text, spec = prompt(
+        rng.choices(("complex", "attribution", "position", "counting"), (5, 1, 1, 1))[0], rng, held
+    )
     goal = realise(spec, rng)
     seed = rng.getrandbits(31)
     wanted = rng.sample(goal.items, len(goal.items))
@@ -70,8 +74,12 @@ def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
         scene = apply(scene, change)
         if rng.random() < 0.12:
             scene = _slip(scene, rng)
-        extras = rng.sample(history[:-1], min(len(history) - 1, rng.randint(1, 3))) if rng.random() < 0.15 else []
-        rounds.append((Decision("edit", reasoning.because(change), say(change)), scene, (history[-1], *extras)))
+        extras = (
+            rng.sample(history[:-1], min(len(history) - 1, rng.randint(1, 3))) if rng.random() < 0.15 else []
+        )
+        rounds.append(
+            (Decision("edit", reasoning.because(change), say(change)), scene, (history[-1], *extras))
+        )
         history.append(scene)
     return list(_as_samples(text, rounds, seed))
 
@@ -201,22 +209,24 @@ def batches(
         ids = torch.from_numpy(np.stack([tokens[n] for n in chosen]))
         mask = (ids != pad).long()
         target = latents[[where[made[n].target] for n in chosen]]
-        references = [latents[[where[made[n].references[k]] for n in chosen]] for k in range(len(made[chosen[0]].references))]
+        references = [
+            latents[[where[made[n].references[k]] for n in chosen]]
+            for k in range(len(made[chosen[0]].references))
+        ]
         yield Batch(ids, mask, target, torch.cat(references, 1) if references else target[:, :0])
 
 
-def _tokens(
-    made: Sequence[Sample], tokenizer: Qwen2TokenizerFast, config: BuiltinConfig
-) -> list[np.ndarray]:
-    """Padded ids, each at the shortest configured length that holds it; None where none does."""
+def _tokens(made: Sequence[Sample], tokenizer: Qwen2TokenizerFast, config: BuiltinConfig) -> list[np.ndarray]:
+    """Ids padded as the generator pads: to the base length, or beyond it to a multiple of 8; None where too long."""
     pad = tokenizer.pad_token_id
     known: dict[str, np.ndarray | None] = {}
     for s in made:
         if s.text in known:
             continue
         ids = tokenize(tokenizer, s.text)
-        length = next((n for n in config.data.lengths if len(ids) <= n), None)
-        known[s.text] = None if length is None else np.array(ids + [pad] * (length - len(ids)), dtype=np.int64)
+        length = max(config.data.length, -(-len(ids) // MULTIPLE) * MULTIPLE)
+        fits = length <= config.data.longest
+        known[s.text] = np.array(ids + [pad] * (length - len(ids)), dtype=np.int64) if fits else None
     return [known[s.text] for s in made]  # type: ignore[misc]
 
 
@@ -224,7 +234,7 @@ def corpus(seed: int = 3, count: int = 6000) -> list[str]:
     """Texts of the world's language and the template's words, for the tokenizer."""
     rng = random.Random(seed)
     texts = [s.text for s in samples(DataConfig(), rng, count)]
-    return texts + ["user assistant\n\n"] * count
+    return texts + ["user", "assistant", "\n\n"] * count
 
 
 def held_out(config: BuiltinConfig, count: int, seed: int = 99) -> list[Sample]:

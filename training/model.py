@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+)
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -118,7 +123,10 @@ def save_folder(
 ) -> None:
     """Write the pipeline in `dtype` as safetensors, and `clvr.json` with its sampling defaults."""
     parts = {"vae": vae, "text_encoder": text_encoder, "transformer": transformer}
-    copies = {name: type(m).from_config(m.config) if name != "text_encoder" else type(m)(m.config) for name, m in parts.items()}  # type: ignore[attr-defined]
+    copies = {
+        name: type(m).from_config(m.config) if name != "text_encoder" else type(m)(m.config)
+        for name, m in parts.items()
+    }  # type: ignore[attr-defined]
     for name, module in parts.items():
         copies[name].load_state_dict(module.state_dict())
         copies[name].to(dtype)
@@ -131,7 +139,7 @@ def save_folder(
         "width": config.resolution,
         "steps": 4 if distilled else 28,
         "guidance": 1.0 if distilled else 4.0,
-        "max_sequence_length": config.data.lengths[0],
+        "max_sequence_length": config.data.length,
         "text_encoder_out_layers": list(config.text.out_layers),
     }
     (folder / "clvr.json").write_text(json.dumps(defaults, indent=2) + "\n")

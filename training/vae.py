@@ -1,6 +1,6 @@
 """The built-in VAE: reconstruction through noisy latents, with a linear probe that keeps tokens readable.
 
-    python -m training.vae --out runs/vae
+python -m training.vae --out runs/vae
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def train(config: VAEConfig, resolution: int, log: Callable[[str], None]) -> Aut
     probe = nn.Linear(128, sum(_HEADS))
     parameters = [*vae.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=config.steps, pct_start=0.05
+    )
     started = time.monotonic()
     vae.train()
     for step in range(config.steps):

@@ -1,0 +1,75 @@
+"""Train the built-in model from nothing: VAE, tokenizer, text encoder and DiT, into a klein folder.
+
+    python -m training.builtin --recipe training/recipes/builtin.yaml --run runs/builtin --out clvr/builtin
+
+Every stage is kept in the run's folder; a second call goes on where the first one stopped, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLFlux2
+from transformers import Qwen2TokenizerFast
+
+from .config import BuiltinConfig, load
+from .data import corpus
+from .dit import Trainer
+from .model import make_tokenizer, save_folder
+from .vae import main as train_vae
+
+RECIPE = Path(__file__).parent / "recipes" / "builtin.yaml"
+
+
+def prepare(config: BuiltinConfig, folder: Path) -> tuple[AutoencoderKLFlux2, Qwen2TokenizerFast]:
+    """The VAE and the tokenizer of a run: those in its folder, or new ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "vae" / "config.json").exists():
+        train_vae(folder / "vae", config.vae, config.resolution)
+    if not (folder / "tokenizer" / "tokenizer.json").exists():
+        make_tokenizer(config.text, corpus()).save_pretrained(folder / "tokenizer")
+    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").eval()
+    return vae, Qwen2TokenizerFast.from_pretrained(folder / "tokenizer")
+
+
+def publish(trainer: Trainer, out: Path) -> None:
+    """Write the averaged weights as a folder that Flux2KleinPipeline loads."""
+    with trainer.averaged():
+        save_folder(
+            out,
+            trainer.config,
+            vae=trainer.encoder.vae,
+            text_encoder=trainer.text,
+            tokenizer=trainer.tokenizer,
+            transformer=trainer.transformer,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--run", type=Path, default=Path("runs/builtin"), help="checkpoints and curves")
+    parser.add_argument("--out", type=Path, default=Path("clvr/builtin"), help="where the model folder goes")
+    parser.add_argument("--samples", type=int, help="samples to train on in all, instead of the recipe's")
+    parser.add_argument("--minutes", type=float, help="checkpoint, publish and stop after this long")
+    options = parser.parse_args()
+    config = load(options.recipe)
+    if options.samples:
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, samples=options.samples))
+    torch.set_num_threads(config.threads)
+    stop = time.monotonic() + options.minutes * 60 if options.minutes else None
+    vae, tokenizer = prepare(config, options.run)
+    trainer = Trainer(config, vae, tokenizer, options.run)
+    print("resumed" if trainer.resume() else "new run", vars(trainer.at), flush=True)
+    trainer.run(stop)
+    publish(trainer, options.out)
+
+
+if __name__ == "__main__":
+    main()

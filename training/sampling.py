@@ -1,0 +1,119 @@
+"""Drawing many different prompts and references in one batch, as Flux2KleinPipeline draws each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from PIL import Image
+from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
+
+from .data import MULTIPLE
+from .dit import ids_of
+from .model import denormalise, embed, make_scheduler, normalise, tokenize
+from .vae import decode, mean_latents, to_tensor
+
+
+def sigmas(steps: int, tokens: int) -> torch.Tensor:
+    """The pipeline's schedule: [steps + 1] noise levels from 1 to 0, mu-shifted for that many image tokens."""
+    scheduler = make_scheduler()
+    mu = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    return scheduler.sigmas
+
+
+class Sampler:
+    """Euler sampling with classifier-free guidance over a batch whose references may differ."""
+
+    def __init__(
+        self,
+        text_encoder: Qwen3ForCausalLM,
+        tokenizer: Qwen2TokenizerFast,
+        transformer: Flux2Transformer2DModel,
+        vae: AutoencoderKLFlux2,
+        layers: tuple[int, ...],
+        base_length: int,
+    ) -> None:
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.transformer, self.vae = transformer, vae
+        self.layers, self.base_length = layers, base_length
+
+    def padded(self, texts: Sequence[str]) -> int:
+        """The length at which the generator would encode the longest of these texts."""
+        longest = max(len(tokenize(self.tokenizer, t)) for t in texts)
+        return max(self.base_length, -(-longest // MULTIPLE) * MULTIPLE)
+
+    def context(self, texts: Sequence[str], length: int) -> torch.Tensor:
+        """[B, length, width] of text-encoder states."""
+        pad = self.tokenizer.pad_token_id
+        rows = [tokenize(self.tokenizer, t) for t in texts]
+        ids = torch.tensor([r + [pad] * (length - len(r)) for r in rows])
+        mask = torch.tensor([[1] * len(r) + [0] * (length - len(r)) for r in rows])
+        return embed(self.text_encoder, ids, mask, self.layers)
+
+    @torch.no_grad()
+    def encode(self, references: Sequence[Sequence[Image.Image]]) -> torch.Tensor:
+        """Reference pictures, as many for every row, as normalised tokens [B, R * N, 128]."""
+        rows = []
+        for pictures in references:
+            pixels = [torch.from_numpy(np.asarray(p.convert("RGB")).copy()) for p in pictures]
+            if pixels:
+                tokens = normalise(self.vae, mean_latents(self.vae, to_tensor(torch.stack(pixels))))
+                rows.append(tokens.flatten(0, 1))
+            else:
+                rows.append(torch.zeros(0, 128))
+        return torch.stack(rows)
+
+    @torch.no_grad()
+    def latents(
+        self,
+        texts: Sequence[str],
+        references: torch.Tensor,
+        noise: torch.Tensor,
+        steps: int,
+        guidance: float,
+    ) -> torch.Tensor:
+        """Normalised tokens [B, N, 128] from noise [B, N, 128]; references [B, R * N, 128], all of one R.
+
+        All texts of a batch must pad to the same length."""
+        length = self.padded(texts)
+        guided = guidance > 1
+        context = self.context([*texts, *([""] * len(texts) if guided else [])], length)
+        tokens = noise.shape[1]
+        side = int(tokens**0.5)
+        text_ids, image_ids = ids_of(length, side, references.shape[1] // tokens)
+        levels = sigmas(steps, tokens)
+        x = noise
+        for now, after in zip(levels[:-1], levels[1:], strict=True):
+            inputs = torch.cat([x, references], 1)
+            velocity = self.transformer(
+                hidden_states=inputs.repeat(2, 1, 1) if guided else inputs,
+                encoder_hidden_states=context,
+                timestep=now.expand(len(context)),
+                img_ids=image_ids[None],
+                txt_ids=text_ids[None],
+                guidance=None,
+                return_dict=False,
+            )[0][:, :tokens]
+            if guided:
+                positive, negative = velocity.chunk(2)
+                velocity = negative + guidance * (positive - negative)
+            x = x + (after - now) * velocity
+        return x
+
+    @torch.no_grad()
+    def images(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Normalised tokens as RGB pictures."""
+        pixels = (decode(self.vae, denormalise(self.vae, latents)) / 2 + 0.5).clamp(0, 1)
+        array = (pixels.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+        return [Image.fromarray(a) for a in array]
+
+
+def noise(seeds: Sequence[int], tokens: int, channels: int = 128) -> torch.Tensor:
+    """[B, tokens, channels], each row from its own seed as the pipeline's randn_tensor gives it."""
+    side = int(tokens**0.5)
+    rows = [torch.randn((1, channels, side, side), generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.cat(rows).flatten(2).mT.contiguous()
