@@ -154,7 +154,7 @@ def _thumb(picture: Picture | None, alt: str) -> Markup:
 def picture_tag(picture: Picture, alt: str, kind: str = "") -> Markup:
     names = kind or ("pixels" if picture.small else None)
     size = {"width": picture.width, "height": picture.height}
-    return el("img", src=picture.uri, alt=alt, class_=names, decoding="async", **size)
+    return el("img", src=picture.uri, alt=alt, class_=names, **size)
 
 
 def _figures(trajectory: Trajectory, step: Step, pictures: Pictures) -> list[Markup]:
