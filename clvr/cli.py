@@ -1,0 +1,285 @@
+"""clvr generate | resume | report | export | models. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .errors import ClvrError, FormatError
+
+if TYPE_CHECKING:
+    from .events import Answer, Event
+    from .journal import Journal, Record
+    from .loop import Ports, State
+    from .models import Choice
+    from .terminal import Progress
+
+OK, FAILED, INTERRUPTED = 0, 2, 130
+
+EXAMPLES = """examples:
+  clvr generate "two red circles above a blue square" --seed 1 --out out/first
+  clvr generate "a cat reading a newspaper" --model black-forest-labs/FLUX.2-klein-4B --vlm http://127.0.0.1:8000
+  clvr resume out/first --budget steps=12
+  clvr models
+
+environment:
+  CLVR_VLM_URL, CLVR_VLM_MODEL   the VLM server that is used when --vlm and --vlm-model are not given
+  CLVR_VLM_API_KEY               its key (or OPENAI_API_KEY); it is never written anywhere
+"""
+BUDGET = (
+    "limits as name=value, separated by commas: steps (8), candidates (1), nfe, seconds, vlm_calls, "
+    "verify_every (1), threshold (1), patience (4); 'none' lifts a limit"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when all went well, 2 for what the user can mend, 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except ClvrError as error:
+        _say(f"clvr: {error}")
+        return FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        _say("clvr: interrupted")
+        return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        "clvr",
+        description="Draw complex prompts in a closed loop: plan, draw, verify, correct, stop.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"clvr {__version__}")
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    _add_generate(commands.add_parser("generate", help="draw a prompt; everything goes into a run folder"))
+    resume = commands.add_parser("resume", help="continue a run that was interrupted, or give it more budget")
+    resume.add_argument("folder", type=Path, metavar="DIR")
+    resume.add_argument(
+        "--budget", default="", metavar="LIMITS", help=f"new limits over the old ones: {BUDGET}"
+    )
+    resume.add_argument("--vlm", default="", metavar="URL", help="another address of the VLM server")
+    resume.set_defaults(command=_resume)
+    report = commands.add_parser("report", help="write final.png, sheet.png and report.html of a run anew")
+    report.add_argument("folder", type=Path, metavar="DIR")
+    report.set_defaults(command=_report)
+    export = commands.add_parser("export", help="write runs as training conversations")
+    export.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+    export.add_argument(
+        "--sharegpt", type=Path, required=True, metavar="FILE", help=".json, or .jsonl for lines"
+    )
+    export.set_defaults(command=_export)
+    models = commands.add_parser("models", help="what is usable on this machine, and what is missing")
+    models.add_argument("--vlm", default="", metavar="URL", help="also ask this VLM server")
+    models.add_argument("--vlm-model", default="", metavar="NAME")
+    models.set_defaults(command=_models)
+    return root
+
+
+def _add_generate(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("prompt")
+    add("--reference", type=Path, action="append", default=[], metavar="IMG", help="a picture to start from")
+    add("--model", default="builtin", metavar="NAME", help="builtin, a FLUX.2 [klein] folder, or a hub id")
+    add(
+        "--vlm",
+        default="",
+        metavar="URL",
+        help="builtin, or an OpenAI-compatible server that plans and judges",
+    )
+    add("--vlm-model", default="", metavar="NAME", help="the server's model; its only one when not given")
+    add("--budget", default="", metavar="LIMITS", help=BUDGET)
+    add("--policy", default="clvr", metavar="NAME", help="how the loop is run (clvr)")
+    add("--seed", type=int, help="the same seed gives the same run; random when not given")
+    add("--size", type=_size, metavar="WxH", help="pixels; the model's own when not given")
+    add("--steps", type=int, help="denoising steps; the model's own when not given")
+    add("--guidance", type=float, help="classifier-free guidance; the model's own when not given")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
+    add("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    add("--offload", default="none", help="none, model or sequential: keep weights in CPU memory while idle")
+    add("--out", type=Path, metavar="DIR", help="run folder; out/<time>-<prompt> when not given")
+    command.set_defaults(command=_generate)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from . import loop
+    from .budget import Budget
+    from .images import load_image
+    from .journal import Header, Journal
+    from .models import Choice, load_generator, load_judges
+    from .terminal import Progress
+    from .trajectory import Goal
+
+    budget = Budget.parse(options.budget)
+    names = {f.name for f in dataclasses.fields(Choice)} & vars(options).keys()
+    choice = Choice(**{name: getattr(options, name) for name in names}).resolved()
+    references = [load_image(path) for path in options.reference]
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    folder = options.out or _default_folder(options.prompt)
+    with Journal.create(folder) as journal:
+        progress = Progress(budget.steps)
+        controller, verifier = load_judges(choice)
+        settings = loop.Settings(budget, options.policy, options.size)
+        state = loop.start(Goal(options.prompt), references, controller, settings, seed, progress.listen)
+        generator = load_generator(choice)
+        ports = loop.Ports(controller, generator, verifier)
+        size = options.size or generator.default_size
+        journal.begin(Header.of(state, size, _names(ports), choice.options()), references)
+        return _proceed(state, ports, journal, progress)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from . import journal, loop
+    from .budget import Budget
+    from .models import load_generator, load_judges
+    from .terminal import Progress
+
+    record = journal.read(options.folder)
+    budget = Budget.parse(options.budget, record.header.budget) if options.budget else None
+    choice = _recorded_choice(record, options.vlm)
+    album = record.album()
+    book, record = journal.Journal.reopen(options.folder, budget)
+    with book:
+        for warning in record.warnings:
+            _say(f"clvr: {warning}")
+        if record.trajectory.stop_reason:
+            _say(f"The run is over: {record.trajectory.stop_reason}. More budget continues it.")
+            return _present(record)
+        header = record.header
+        controller, verifier = load_judges(choice)
+        ports = loop.Ports(controller, load_generator(choice), verifier)
+        settings = loop.Settings(header.budget, header.policy, header.size)
+        progress = Progress(header.budget.steps)
+        progress.show(record.trajectory)
+        return _proceed(loop.State(record.trajectory, album, settings), ports, book, progress)
+
+
+def _recorded_choice(record: Record, vlm: str) -> Choice:
+    """Who drew, planned and judged the run so far; `vlm` is another address for the same VLM."""
+    from .models import Choice
+
+    if not record.header.options:
+        raise FormatError(
+            f"{record.folder} does not say with which models it was made.",
+            "Runs that nodes wrote can be looked at with clvr report, and continue in ComfyUI.",
+        )
+    choice = Choice.recorded(record.header.options)
+    return dataclasses.replace(choice, vlm=vlm, trusted=True) if vlm else choice
+
+
+def _proceed(state: State, ports: Ports, journal: Journal, progress: Progress) -> int:
+    """Run to the end, with the journal first and the screen second. Leaves a readable folder in any case."""
+    from . import loop
+    from .journal import read
+
+    def listen(event: Event) -> Answer | None:
+        journal.listen(event)
+        progress.listen(event)
+        return None
+
+    try:
+        state = loop.proceed(state, ports, listen)
+    except BaseException:
+        _say(f"clvr: what is complete stays; continue with: clvr resume {journal.folder}")
+        raise
+    finally:
+        progress.close()
+    code = _present(read(journal.folder))
+    return FAILED if state.resumable else code
+
+
+def _present(record: Record) -> int:
+    """Write what a person looks at, and say where it is. Raises FormatError for a run without a drawing."""
+    from .images import save_png
+    from .report import RunInfo, contact_sheet, save_final, write_report
+
+    folder, trajectory, models = record.folder, record.trajectory, record.header.models
+    if trajectory.best is None:
+        raise FormatError(f"{folder} holds no complete round yet.", f"Continue it with: clvr resume {folder}")
+    pictures = record.pictures()
+    if trajectory.best.label not in pictures:
+        record.album()  # names the damaged file
+    save_final(pictures[trajectory.best.label], folder / "final.png", trajectory=trajectory, models=models)
+    save_png(contact_sheet(trajectory, pictures), folder / "sheet.png")
+    info = RunInfo(record.header.budget, models, trajectory.cost.total_seconds)
+    write_report(trajectory, pictures, folder / "report.html", settings=info)
+    for name in ("final.png", "sheet.png", "report.html", "trajectory.json"):
+        print(folder / name)
+    return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .journal import read
+
+    record = read(options.folder)
+    for warning in record.warnings:
+        _say(f"clvr: {warning}")
+    return _present(record)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .context import to_sharegpt
+    from .files import write_atomic
+    from .journal import read
+
+    base = options.sharegpt.resolve().parent
+    records = []
+    for folder in options.folders:
+        record = read(folder)
+        paths = {label: _relative(folder.resolve() / path, base) for label, path in record.paths().items()}
+        records.append(to_sharegpt(record.trajectory, paths))
+    if options.sharegpt.suffix == ".jsonl":
+        text = "".join(json.dumps(record) + "\n" for record in records)
+    else:
+        text = json.dumps(records, indent=1)
+    write_atomic(options.sharegpt, text.encode())
+    print(options.sharegpt)
+    return OK
+
+
+def _models(options: argparse.Namespace) -> int:
+    from .models import survey
+
+    for finding in survey(options.vlm, options.vlm_model):
+        print(f"{'ok     ' if finding.usable else 'missing'}  {finding.name}\n         {finding.detail}")
+    return OK
+
+
+def _names(ports: Ports) -> dict[str, str]:
+    return {role.name: getattr(ports, role.name).name for role in dataclasses.fields(ports)}
+
+
+def _default_folder(prompt: str) -> Path:
+    slug = "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-")
+    return Path("out") / "-".join(filter(None, (time.strftime("%Y%m%d-%H%M%S"), slug)))
+
+
+def _relative(path: Path, base: Path) -> str:
+    """With slashes on every system, as training tools expect."""
+    return Path(os.path.relpath(path, base)).as_posix()
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip().lower())
+    if not match or not (int(match[1]) and int(match[2])):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write for example 1024x768")
+    return int(match[1]), int(match[2])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,211 @@
+"""From the names that a user gives to the ports of the loop, and what of that is usable on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from .errors import ClvrError, VLMError, VLMSetupError
+from .ports import Controller, Generator, Verifier
+
+BUILTIN = "builtin"
+KLEIN = {
+    "black-forest-labs/FLUX.2-klein-4B": "4 steps, Apache-2.0",
+    "black-forest-labs/FLUX.2-klein-base-4B": "28 steps, Apache-2.0",
+    "black-forest-labs/FLUX.2-klein-9B": "4 steps, non-commercial",
+    "black-forest-labs/FLUX.2-klein-base-9B": "28 steps, non-commercial",
+}
+PACKAGES = {
+    "torch": (2, 6),
+    "transformers": (5, 18),
+    "diffusers": (0, 42),
+    "safetensors": (0, 5),
+    "accelerate": (1, 10),
+    "numpy": (1, 26),
+    "pillow": (11,),
+    "pydantic": (2, 9),
+    "httpx": (0, 27),
+    "tqdm": (4, 66),
+}
+"""Oldest versions that work, as in pyproject.toml."""
+START_A_VLM = (
+    "Start one, for example `vllm serve Qwen/Qwen3-VL-8B-Instruct`, and add --vlm http://127.0.0.1:8000; "
+    "or use --vlm builtin, which knows coloured shapes only."
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Who draws, plans and judges, as named on the command line. `vlm` is an address or 'builtin'; '' means
+    builtin with the built-in model, and CLVR_VLM_URL otherwise. `trusted`: the user named the address just
+    now; a key is never sent to one that merely stood in a run's folder."""
+
+    model: str = BUILTIN
+    vlm: str = ""
+    vlm_model: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    offload: str = "none"
+    trusted: bool = True
+
+    def resolved(self) -> Choice:
+        """With the VLM filled in. Raises VLMSetupError where a real model has none."""
+        vlm = self.vlm or (BUILTIN if self.model == BUILTIN else os.environ.get("CLVR_VLM_URL", ""))
+        if not vlm:
+            raise VLMSetupError(f"{self.model} needs a VLM that plans and judges.", START_A_VLM)
+        return dataclasses.replace(
+            self, vlm=vlm, vlm_model=self.vlm_model or os.environ.get("CLVR_VLM_MODEL", "")
+        )
+
+    def options(self) -> dict[str, str]:
+        """For the journal's header."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trusted"}
+        return {name: str(value) for name, value in fields.items() if value not in (None, "")}
+
+    @classmethod
+    def recorded(cls, options: Mapping[str, str]) -> Choice:
+        """From a journal's header. The address is trusted where the environment names the same one."""
+        texts = {f.name: options[f.name] for f in dataclasses.fields(cls) if f.name in options}
+        steps, guidance = texts.pop("steps", None), texts.pop("guidance", None)
+        return cls(
+            **texts,  # type: ignore[arg-type]
+            steps=int(steps) if steps else None,
+            guidance=float(guidance) if guidance else None,
+            trusted=options.get("vlm") == os.environ.get("CLVR_VLM_URL"),
+        )
+
+
+def load_generator(choice: Choice) -> Generator:
+    """Raises MissingFileError, WeightsError, SettingError."""
+    from .flux2.generator import Flux2Generator
+
+    return Flux2Generator.load(
+        _builtin_path() if choice.model == BUILTIN else choice.model,
+        device=choice.device,
+        dtype=choice.dtype,
+        offload=choice.offload,
+        steps=choice.steps,
+        guidance=choice.guidance,
+    )
+
+
+def load_judges(choice: Choice) -> tuple[Controller, Verifier]:
+    """Raises VLMSetupError for an address that is none."""
+    if choice.vlm == BUILTIN:
+        from .shapes.controller import ShapesController
+        from .shapes.verifier import MeasuringVerifier
+
+        return ShapesController(), MeasuringVerifier()
+    from .vlm import OpenAIClient, VLMController, VLMVerifier
+
+    client = OpenAIClient(choice.vlm, choice.vlm_model or None, api_key(choice))
+    return VLMController(client), VLMVerifier(client)
+
+
+def api_key(choice: Choice) -> str | None:
+    """From the environment only, and only for an address that the user vouches for."""
+    if not choice.trusted:
+        return None
+    return os.environ.get("CLVR_VLM_API_KEY") or os.environ.get("OPENAI_API_KEY")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `clvr models`: what it is, whether it can be used now, where it is or what is missing."""
+
+    name: str
+    usable: bool
+    detail: str
+
+
+def survey(vlm: str = "", vlm_model: str = "") -> Iterator[Finding]:
+    """What is usable here. Looks at files and installed packages, and asks a VLM server only where one is
+    named; nothing is downloaded."""
+    yield from _packages()
+    yield _folder(f"model: {BUILTIN}", _builtin_path(), "--model builtin")
+    cached = dict(_cached_models())
+    for repository, path in cached.items():
+        yield _folder(f"model: {repository}", path, f"--model {repository}")
+    for repository in KLEIN.keys() - cached.keys():
+        yield Finding(
+            f"model: {repository}",
+            False,
+            f"not in {hub_cache()} ({KLEIN[repository]}); get it with: hf download {repository}",
+        )
+    yield _vlm(vlm or os.environ.get("CLVR_VLM_URL", ""), vlm_model)
+
+
+def hub_cache() -> Path:
+    """Where Hugging Face keeps downloaded models."""
+    if "HF_HUB_CACHE" in os.environ:
+        return Path(os.environ["HF_HUB_CACHE"])
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
+    return Path(os.environ.get("HF_HOME", home)) / "hub"
+
+
+def _builtin_path() -> Path:
+    return Path(__file__).with_name("builtin")
+
+
+def _packages() -> Iterator[Finding]:
+    for name, oldest in PACKAGES.items():
+        wanted = ".".join(map(str, oldest))
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding(f"package: {name}", False, f"not installed; pip install '{name}>={wanted}'")
+            continue
+        numbers = tuple(
+            int(part) for part in version.split("+")[0].split(".")[: len(oldest)] if part.isdigit()
+        )
+        remedy = "" if numbers >= oldest else f" is too old; pip install '{name}>={wanted}'"
+        yield Finding(f"package: {name}", not remedy, version + remedy)
+
+
+def _folder(name: str, path: Path, use: str) -> Finding:
+    from .flux2.folder import inspect
+
+    try:
+        inspect(path)
+    except ClvrError as error:
+        return Finding(name, False, str(error))
+    return Finding(name, True, f"{path} ({use})")
+
+
+def _cached_models() -> Iterator[tuple[str, Path]]:
+    """Repository and newest snapshot of each FLUX.2 [klein] pipeline in the hub's cache."""
+    for index in sorted(hub_cache().glob("models--*/snapshots/*/model_index.json"), key=_changed):
+        try:
+            kind = json.loads(index.read_text("utf-8")).get("_class_name")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if kind == "Flux2KleinPipeline":
+            yield index.parts[-4].removeprefix("models--").replace("--", "/"), index.parent
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _vlm(url: str, model: str) -> Finding:
+    if not url:
+        return Finding("VLM server", False, "none named; give --vlm http://… or set CLVR_VLM_URL")
+    from .vlm import ClientSettings, OpenAIClient
+
+    try:
+        settings = ClientSettings(connect=3, read=10, retries=0)
+        names = OpenAIClient(url, None, api_key(Choice(vlm=url)), settings).models()
+    except VLMError as error:
+        return Finding(f"VLM server: {url}", False, str(error))
+    if model and model not in names:
+        return Finding(
+            f"VLM server: {url}", False, f"it has no '{model}', but {', '.join(names) or 'nothing'}"
+        )
+    return Finding(f"VLM server: {url}", True, ", ".join(names) or "it lists no model; give --vlm-model")
