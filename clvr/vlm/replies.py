@@ -28,6 +28,8 @@ LONGEST = 200_000
 """Characters of a reply that are read; anything longer is refused."""
 _EFFORT = 4_000_000
 """Characters that may be scanned in vain while looking for JSON, so that nonsense cannot take seconds."""
+_ATTEMPT = 1000
+"""What a failed attempt costs besides, in characters."""
 
 Answer = Literal["yes", "no", "unknown"]
 _OUTCOMES: dict[Answer, Outcome] = {"yes": "pass", "no": "fail", "unknown": "unjudged"}
@@ -261,8 +263,16 @@ def _read(text: str, model: type[M]) -> M:
             try:
                 return model.model_validate(value)
             except ValidationError as error:
-                problem = problem or _summary(error)
-    raise ReplyError(problem or _why_no_json(answer), "Answer with one JSON object of the form described.")
+                problem = problem or (_summary(error) if _holds_objects(value) else "")
+    why = _why_no_json(answer)
+    # What is found inside a reply that was cut off would be judged as if it were the reply.
+    problem = why if not problem or "cut off" in why else problem
+    raise ReplyError(problem, "Answer with one JSON object of the form described.")
+
+
+def _holds_objects(value: object) -> bool:
+    """Whether the value may have been meant as a reply; prose holds lists as well, like [1]."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
 
 
 def _without_thinking(text: str) -> str:
@@ -300,9 +310,9 @@ def _json_values(text: str) -> Iterator[Any]:
             value, at = decoder.raw_decode(text, start)
             yield value
         except json.JSONDecodeError as error:
-            at, effort = start + 1, effort + error.pos - start
+            at, effort = start + 1, effort + error.pos - start + _ATTEMPT
         except (ValueError, RecursionError):  # a number of thousands of digits; brackets nested without end
-            at, effort = start + 1, effort + 10_000
+            at, effort = start + 1, effort + 10 * _ATTEMPT
 
 
 def _next_start(text: str, at: int) -> int:
@@ -334,8 +344,8 @@ def _why_no_json(text: str) -> str:
         state = "cut off" if cut else "malformed"
         return f"The JSON is {state}: {error.msg} at character {error.pos - start}."
     except (ValueError, RecursionError):
-        pass
-    return "The JSON cannot be read."
+        return "The JSON cannot be read."
+    return "The JSON does not fit."
 
 
 def dump_checklist(checks: Sequence[Check]) -> str:
