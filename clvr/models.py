@@ -133,7 +133,7 @@ def survey(vlm: str = "", vlm_model: str = "") -> Iterator[Finding]:
     cached = dict(_cached_models())
     for repository, path in cached.items():
         yield _folder(f"model: {repository}", path, f"--model {repository}")
-    for repository in KLEIN.keys() - cached.keys():
+    for repository in (name for name in KLEIN if name not in cached):
         yield Finding(
             f"model: {repository}",
             False,
