@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from .sockets import Controller, Generator, Run, ThinkingBudget, Trajectory, Verifier
+from .sockets import Cast, Controller, Generator, Run, ThinkingBudget, Trajectory, Verifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,9 +171,9 @@ class CLVRClosedLoop(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        generator: ports.Generator,
-        controller: ports.Controller,
-        verifier: ports.Verifier,
+        generator: Cast[ports.Generator],
+        controller: Cast[ports.Controller],
+        verifier: Cast[ports.Verifier],
         prompt: str,
         seed: int,
         width: int,
@@ -188,10 +188,10 @@ class CLVRClosedLoop(io.ComfyNode):
         from .live import Live
         from .pixels import to_pictures
 
-        cast = loop.Ports(controller, generator, verifier)
-        settings = settings_for(budget, width, height, generator.default_size)
+        roles = {"controller": controller, "generator": generator, "verifier": verifier}
+        cast = loop.Ports(controller.port, generator.port, verifier.port)
+        settings = settings_for(budget, width, height, generator.port.default_size)
         live, given = Live(cls.hidden.unique_id, settings.budget.steps), to_pictures(references)
-        names = {"controller": controller.name, "generator": generator.name, "verifier": verifier.name}
         kept = records.new_folder(folder)
         with journal.Journal.create(kept) as book:
 
@@ -199,9 +199,10 @@ class CLVRClosedLoop(io.ComfyNode):
                 book.listen(event)
                 return live(event)
 
-            state = loop.start(Goal(prompt), given, controller, settings, seed, live)
-            book.begin(records.header(Run(state, models=names)), given)
-            run = Run(loop.proceed(state, cast, listen), live.candidates, names)
+            state = loop.start(Goal(prompt), given, cast.controller, settings, seed, live)
+            run = Run(state).after(state, **roles)
+            book.begin(records.header(run), given)
+            run = run.after(loop.proceed(state, cast, listen), live.candidates)
         report = records.present(run, kept, records.metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo))
         final, sheet = records.pictures_of(run)
         return io.NodeOutput(final, sheet, run, str(report), ui=ui.PreviewImage(final, cls=cls))

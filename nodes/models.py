@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from .sockets import Controller, Generator, Verifier
+from .sockets import Cast, Controller, Generator, Verifier
 
 CATEGORY = "CLVR/models"
 
@@ -35,12 +37,7 @@ class CLVRGeneratorBuiltin(io.ComfyNode):
 
     @classmethod
     def execute(cls, drawing_steps: int, guidance: float) -> io.NodeOutput:
-        from ..clvr import builtin
-        from ..clvr.flux2.generator import Flux2Generator
-
-        return io.NodeOutput(
-            Flux2Generator.load(builtin.PATH, steps=drawing_steps or None, guidance=guidance or None)
-        )
+        return io.NodeOutput(_generator(steps=drawing_steps or None, guidance=guidance or None))
 
 
 class CLVRGeneratorDiffusers(io.ComfyNode):
@@ -91,18 +88,25 @@ class CLVRGeneratorDiffusers(io.ComfyNode):
     def execute(
         cls, model: str, drawing_steps: int, guidance: float, device: str, dtype: str, offload: str
     ) -> io.NodeOutput:
-        from ..clvr.flux2.generator import Flux2Generator
-
         return io.NodeOutput(
-            Flux2Generator.load(
-                _diffusers_folder(model),
+            _generator(
+                model=_diffusers_folder(model),
+                steps=drawing_steps or None,
+                guidance=guidance or None,
                 device=device,
                 dtype=dtype,
                 offload=offload,
-                steps=drawing_steps or None,
-                guidance=guidance or None,
             )
         )
+
+
+def _generator(**asked: Any) -> Cast:  # noqa: ANN401
+    """The generator of a `Choice`. Raises MissingFileError, WeightsError, SettingError."""
+    from ..clvr.models import Choice, load_generator
+
+    choice = Choice(**asked)
+    options = choice.options()
+    return Cast(load_generator(choice), {key: options[key] for key in options if key in ("model", *asked)})
 
 
 def _diffusers_folder(model: str) -> str:
@@ -135,10 +139,10 @@ class CLVRControllerBuiltin(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from ..clvr.shapes.controller import ShapesController
-        from ..clvr.shapes.verifier import MeasuringVerifier
+        from ..clvr.models import BUILTIN, Choice, load_judges
 
-        return io.NodeOutput(ShapesController(), MeasuringVerifier())
+        controller, verifier = load_judges(Choice(vlm=BUILTIN))
+        return io.NodeOutput(Cast(controller, {"vlm": BUILTIN}), Cast(verifier))
 
 
 class CLVRVLMServer(io.ComfyNode):
@@ -196,26 +200,23 @@ class CLVRVLMServer(io.ComfyNode):
     def execute(
         cls, address: str, model: str, seconds: float, retries: int, max_tokens: int
     ) -> io.NodeOutput:
+        import os
+
+        from ..clvr.models import Choice, api_key
         from ..clvr.vlm import ClientSettings, OpenAIClient, VLMController, VLMVerifier
         from .live import interrupted
 
-        settings = ClientSettings(read=seconds, retries=retries, max_tokens=max_tokens)
+        # A workflow made by someone else must not be able to send the key to an address of its own.
+        choice = Choice(vlm=address, vlm_model=model, trusted=address == os.environ.get("CLVR_VLM_URL"))
         client = OpenAIClient(
-            address, model or None, api_key=_key_for(address), settings=settings, waiting=interrupted
+            address,
+            model or None,
+            api_key(choice),
+            ClientSettings(read=seconds, retries=retries, max_tokens=max_tokens),
+            waiting=interrupted,
         )
-        return io.NodeOutput(VLMController(client), VLMVerifier(client))
-
-
-def _key_for(address: str) -> str | None:
-    """The key in the environment, for the server that the environment names: a workflow made by someone else
-    must not be able to send it elsewhere."""
-    import os
-    from urllib.parse import urlsplit
-
-    trusted = urlsplit(os.environ.get("CLVR_VLM_URL", ""))
-    asked = urlsplit(address)
-    same = (asked.scheme, asked.netloc) == (trusted.scheme, trusted.netloc)
-    return os.environ.get("CLVR_VLM_API_KEY") if same else None
+        options = {"vlm": address, **({"vlm_model": model} if model else {})}
+        return io.NodeOutput(Cast(VLMController(client), options), Cast(VLMVerifier(client)))
 
 
 NODES = [CLVRGeneratorBuiltin, CLVRGeneratorDiffusers, CLVRControllerBuiltin, CLVRVLMServer]

@@ -60,16 +60,8 @@ def known_folder(name: str) -> Path:
 
 def header(run: Run) -> journal.Header:
     """The first line of a run's journal."""
-    state = run.state
-    return journal.Header(
-        goal=state.trajectory.goal,
-        seed=state.trajectory.seed,
-        size=state.settings.size or (state.best.size if state.best else (0, 0)),
-        budget=state.settings.budget,
-        policy=state.settings.policy,
-        preparation=state.trajectory.preparation,
-        models=run.models,
-    )
+    size = run.state.settings.size or (run.state.best.size if run.state.best else (0, 0))
+    return journal.Header.of(run.state, size, run.models, run.options)
 
 
 def load(name: str) -> Run:
@@ -78,7 +70,7 @@ def load(name: str) -> Run:
     asked = record.header
     settings = Settings(asked.budget, asked.policy, asked.size)
     state = State(record.trajectory, record.album(), settings, stop=record.trajectory.stop_reason)
-    return Run(state, record.pictures(), asked.models)
+    return Run(state, record.pictures(), asked.models, asked.options)
 
 
 def present(run: Run, folder: Path, metadata: Mapping[str, str]) -> Path:

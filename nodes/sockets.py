@@ -1,17 +1,17 @@
-"""The types of the pack's own sockets, and what travels through the last two of them."""
+"""The types of the pack's own sockets, and what travels through them."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from comfy_api.latest import io
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..clvr import ports
     from ..clvr.loop import State
 
 Generator = io.Custom("CLVR_GENERATOR")
@@ -22,22 +22,36 @@ LoopState = io.Custom("CLVR_STATE")
 Trajectory = io.Custom("CLVR_TRAJECTORY")
 
 
+Port = TypeVar("Port", bound="ports.Controller | ports.Generator | ports.Verifier")
+
+
+@dataclass(frozen=True)
+class Cast(Generic[Port]):
+    """Who plays a role, and the options by which `clvr resume` finds it again."""
+
+    port: Port
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run under way or finished: the engine's state, the pictures of every candidate by their label in a
-    report, and the names of the models by role."""
+    report, the names of the models by role, and the options to find them again."""
 
     state: State
     candidates: Mapping[str, Image] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
 
-    def after(self, state: State, candidates: Mapping[str, Image] | None = None, **models: str) -> Run:
-        """The run one phase later."""
-        return dataclasses.replace(
-            self,
-            state=state,
-            candidates={**self.candidates, **(candidates or {})},
-            models={**self.models, **models},
+    def after(self, state: State, candidates: Mapping[str, Image] | None = None, **roles: Cast) -> Run:
+        """The run one phase later, `roles` having played in it."""
+        names = {role: cast.port.name for role, cast in roles.items()}
+        options = {key: value for cast in roles.values() for key, value in cast.options.items()}
+        return Run(
+            state,
+            {**self.candidates, **(candidates or {})},
+            {**self.models, **names},
+            {**self.options, **options},
         )
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from .loop import goal_inputs, optional_inputs, settings_for
-from .sockets import Controller, Generator, LoopState, Run, Trajectory, Verifier
+from .sockets import Cast, Controller, Generator, LoopState, Run, Trajectory, Verifier
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +44,7 @@ class CLVRStart(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        controller: ports.Controller,
+        controller: Cast[ports.Controller],
         prompt: str,
         seed: int,
         width: int,
@@ -59,9 +59,9 @@ class CLVRStart(io.ComfyNode):
 
         live = Live(cls.hidden.unique_id)
         settings = settings_for(budget, width, height)
-        state = loop.start(Goal(prompt), to_pictures(references), controller, settings, seed, live)
+        state = loop.start(Goal(prompt), to_pictures(references), controller.port, settings, seed, live)
         checklist = "\n".join(check.question for check in state.trajectory.goal.checks)
-        return io.NodeOutput(Run(state, models={"controller": controller.name}), checklist)
+        return io.NodeOutput(Run(state).after(state, controller=controller), checklist)
 
 
 class CLVRPlan(io.ComfyNode):
@@ -78,12 +78,12 @@ class CLVRPlan(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, run: Run, controller: ports.Controller) -> io.NodeOutput:
+    def execute(cls, run: Run, controller: Cast[ports.Controller]) -> io.NodeOutput:
         from ..clvr import loop
         from .live import Live
 
-        state = loop.plan(run.state, controller, Live(cls.hidden.unique_id))
-        return io.NodeOutput(run.after(state, controller=controller.name), _decision(state))
+        state = loop.plan(run.state, controller.port, Live(cls.hidden.unique_id))
+        return io.NodeOutput(run.after(state, controller=controller), _decision(state))
 
 
 class CLVRGenerate(io.ComfyNode):
@@ -100,15 +100,15 @@ class CLVRGenerate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, run: Run, generator: ports.Generator) -> io.NodeOutput:
+    def execute(cls, run: Run, generator: Cast[ports.Generator]) -> io.NodeOutput:
         from ..clvr import loop
         from .live import Live
         from .pixels import to_tensor
 
-        state = loop.draw(run.state, generator, Live(cls.hidden.unique_id))
+        state = loop.draw(run.state, generator.port, Live(cls.hidden.unique_id))
         drawn = state.pending.images if state.pending else ()
-        shown = drawn or ([state.best] if state.best else [_blank(generator.default_size)])
-        return io.NodeOutput(run.after(state, generator=generator.name), to_tensor(shown))
+        shown = drawn or ([state.best] if state.best else [_blank(generator.port.default_size)])
+        return io.NodeOutput(run.after(state, generator=generator), to_tensor(shown))
 
 
 class CLVRVerify(io.ComfyNode):
@@ -132,17 +132,17 @@ class CLVRVerify(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, run: Run, verifier: ports.Verifier) -> io.NodeOutput:
+    def execute(cls, run: Run, verifier: Cast[ports.Verifier]) -> io.NodeOutput:
         from ..clvr import loop
         from .live import Live
         from .pixels import to_tensor
 
         live = Live(cls.hidden.unique_id)
-        state = loop.verify(run.state, verifier, live)
+        state = loop.verify(run.state, verifier.port, live)
         canvas, step = state.trajectory.canvas, (state.trajectory.steps or (None,))[-1]
         image = state.album[canvas.label] if canvas else _blank((64, 64))
         score = state.trajectory.score(step) if step else None
-        after = run.after(state, live.candidates, verifier=verifier.name)
+        after = run.after(state, live.candidates, verifier=verifier)
         return io.NodeOutput(after, to_tensor([image]), score or 0.0, _verdict(state))
 
 
