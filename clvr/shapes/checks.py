@@ -80,7 +80,8 @@ class Absent:
 @dataclass(frozen=True)
 class Related:
     """Every `a` lies `kind` every `b`, centre to centre, by half a cell at least; and there is one of each.
-    Where one description covers the other ('a circle left of a red circle'), it means the remaining ones."""
+    Where one description covers the other ('a circle left of a red circle'), it means the remaining ones;
+    where both are the same, one pair is enough."""
 
     a: Noun
     kind: str
@@ -100,6 +101,9 @@ class Related:
         pairs = [(a, b, self._holds(a, b)) for a in sure_a + maybe_a for b in sure_b + maybe_b if a is not b]
         certain = [holds for a, b, holds in pairs if a in sure_a and b in sure_b]
         boxes = _boxes(sure_a + sure_b)
+        if self.a == self.b:
+            certain = [any(certain)] if certain else []
+            pairs = [p for p in pairs if p[2]] or pairs
         if not all(certain):
             return Answer(False, self._note("does not lie"), boxes)
         if not (sure_a or maybe_a) or not (sure_b or maybe_b):

@@ -12,7 +12,8 @@ from .scene import GRID, Cell, Item, Noun, Scene
 @dataclass(frozen=True)
 class Found:
     """One object that was seen. A part that cannot be told is None. `centre` (x, y) and `box` are fractions
-    of the picture, `confidence` is the agreement with the best shape in [0, 1]."""
+    of the picture, `confidence` is the agreement with the best shape in [0, 1], `likely` the best guess where
+    a part cannot be told."""
 
     shape: str | None
     color: str | None
@@ -21,6 +22,7 @@ class Found:
     centre: tuple[float, float]
     box: Box
     confidence: float = 1.0
+    likely: Noun = Noun()
 
     @property
     def clear(self) -> bool:
@@ -30,6 +32,12 @@ class Found:
     def noun(self) -> Noun:
         """What can be said of it; medium stays unsaid."""
         return Noun(self.shape, self.color, None if self.size == "medium" else self.size)
+
+    @property
+    def item(self) -> Item:
+        """The object with guesses for what cannot be told."""
+        shape, color = self.shape or self.likely.shape or "circle", self.color or self.likely.color or "black"
+        return Item(shape, color, self.size or "medium", self.cell)
 
     def fits(self, noun: Noun) -> bool | None:
         """Whether the description fits; None where that cannot be told."""

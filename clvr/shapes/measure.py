@@ -14,7 +14,7 @@ from PIL import Image
 
 from .found import Found
 from .render import GROUND, RESOLUTION, RGB, distance
-from .scene import COLORS, GRID, SHAPES, SIZES
+from .scene import COLORS, GRID, SHAPES, SIZES, Noun
 
 CELL = RESOLUTION // GRID
 WINDOW = 22
@@ -298,6 +298,7 @@ def _found(patch: _Patch, scores: np.ndarray, radius: float, rgb: np.ndarray, ce
             float(rows.max() + 1) / RESOLUTION,
         ),
         confidence=float(first),
+        likely=Noun(SHAPES[int(scores.argmax())], COLORS[patch.color]),
     )
 
 

@@ -45,22 +45,24 @@ def prompt_words(spec: Spec, prefix: bool = False) -> str:
     """A spec as a prompt that `language.parse` reads back to the same spec.
 
     Relations follow the mention of their later group: 'a red circle and a green square above the circle'."""
-    clauses: list[str] = []
     said: set[int] = set()
-    for i, group in enumerate(spec.groups):
-        if i in said:
-            continue
-        said.add(i)
-        words = group_words(group)
-        for r in (r for r in spec.relations if r.a == i):
-            fresh = r.b not in said
-            other = spec.groups[r.b]
-            words += f" {r.kind} {group_words(other) if fresh else the(other.noun, other.count)}"
-            said.add(r.b)
-            break
-        clauses.append(words)
+    clauses = [_clause(spec, i, said) for i in range(len(spec.groups)) if i not in said]
     clauses += [f"no {noun_words(n, many=True)}" for n in spec.absent]
     return (PREFIX if prefix else "") + listed(clauses)
+
+
+def _clause(spec: Spec, index: int, said: set[int]) -> str:
+    """A group and what it stands in relation to; a chain where that is new and has a relation of its own."""
+    said.add(index)
+    words = group_words(spec.groups[index])
+    while relation := next((r for r in spec.relations if r.a == index), None):
+        index = relation.b
+        other = spec.groups[index]
+        if index in said:
+            return f"{words} {relation.kind} {the(other.noun, other.count)}"
+        said.add(index)
+        words += f" {relation.kind} {group_words(other)}"
+    return words
 
 
 def listed(parts: Sequence[str]) -> str:

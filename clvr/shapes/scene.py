@@ -135,9 +135,32 @@ def related(a: Cell, kind: str, b: Cell) -> bool:
     return (a[0] - b[0]) * row + (a[1] - b[1]) * column > 0
 
 
+def entailed(spec: Spec) -> Spec:
+    """The spec with the relations that overlapping descriptions bring along: with a red circle and a blue one,
+    'the circles' of a third group means those two as well."""
+    relations: dict[Relation, None] = {}
+    for r in spec.relations:
+        a, b = spec.groups[r.a].noun, spec.groups[r.b].noun
+        if a == b:
+            relations[r] = None
+            continue
+        for i, left in enumerate(spec.groups):
+            for j, right in enumerate(spec.groups):
+                if meant_by(a, b, left.noun) and meant_by(b, a, right.noun) and i != j:
+                    relations[Relation(i, r.kind, j)] = None
+    return dataclasses.replace(spec, relations=tuple(relations))
+
+
+def meant_by(noun: Noun, other: Noun, candidate: Noun) -> bool:
+    """Whether `noun` means such an object in a sentence that names `other` too: 'a circle left of a red circle'
+    means a circle that is not red."""
+    return noun.covers(candidate) and not (noun.covers(other) and other.covers(candidate))
+
+
 def layout(spec: Spec, rng: random.Random) -> list[list[Cell]]:
     """Cells for each group: compact blocks in the order of mention, related blocks side by side, the whole
     shifted at random. Raises GrammarError where no placement on the grid satisfies the relations."""
+    spec = entailed(spec)
     if spec.total > CAPACITY:
         raise GrammarError(
             f"{spec.total} objects do not fit the built-in world's {CAPACITY} places.", "Ask for fewer objects."
@@ -233,11 +256,16 @@ def realise(spec: Spec, rng: random.Random) -> Scene:
     cells = layout(spec, rng)
     return Scene(
         tuple(
-            _item(group.noun, cell, spec.absent, rng)
+            _item(group.noun, cell, forbidden(spec, group.noun), rng)
             for group, places in zip(spec.groups, cells, strict=True)
             for cell in places
         )
     )
+
+
+def forbidden(spec: Spec, noun: Noun) -> list[Noun]:
+    """What an object that stands for `noun` must not be: absent things, and what other groups count."""
+    return [*spec.absent, *(g.noun for g in spec.groups if not g.noun.covers(noun))]
 
 
 def _item(noun: Noun, cell: Cell, absent: Sequence[Noun], rng: random.Random) -> Item:
@@ -247,7 +275,9 @@ def _item(noun: Noun, cell: Cell, absent: Sequence[Noun], rng: random.Random) ->
         )
         if not any(n.matches(item) for n in absent):
             return item
-    raise GrammarError("The prompt asks for what it forbids.", "Drop the 'no …' part or change the object.")
+    raise GrammarError(
+        "The prompt leaves no shape or color for one of its objects.", "Drop its 'no …' part or name the object."
+    )
 
 
 def neighbours(cell: Cell) -> Iterator[tuple[str, Cell]]:

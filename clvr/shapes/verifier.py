@@ -24,8 +24,8 @@ class MeasuringVerifier:
     def judge(
         self, image: Image.Image, checks: Sequence[Check], references: Sequence[Image.Image] = ()
     ) -> Verdict:
-        """The last reference is the picture that was edited."""
-        before = measure(references[-1]) if references else None
+        """The first reference is the picture that was edited."""
+        before = measure(references[0]) if references else None
         return judge_found(measure(image), checks, before)
 
 

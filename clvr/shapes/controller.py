@@ -1,0 +1,224 @@
+"""The rule-based controller: looks at the canvas with the measuring eye, compares, asks for one edit at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from ..errors import GrammarError
+from ..ports import Album, Checklist
+from ..trajectory import Check, Decision, Goal, Trajectory, referenced
+from . import reasoning
+from .checks import checklist, drawn, expectations
+from .edits import Anchor, Edit, apply, say
+from .found import Found, seen
+from .language import parse, parse_edit
+from .measure import measure
+from .planning import Placement, Plan, Slot, make_plan, other_cells, slots, suits
+from .scene import STEP, Group, Noun, Scene, Spec
+from .verifier import judge_found
+
+Where = Literal["place", "relation", "none"]
+"""How an edit says where: by row and column, by a neighbour, or not at all."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An edit that would help, why, and whether it is a second choice."""
+
+    edit: Edit
+    reason: str
+    second: bool = False
+
+
+class ShapesController:
+    """`ports.Controller` for the built-in world.
+
+    Draws the first `first_objects` objects, then asks for one edit a round, the one that promises the best score
+    among those that were tried least. The seed of the trajectory fixes where things go."""
+
+    def __init__(self, first_objects: int = 2, where: Where = "place") -> None:
+        self.first_objects = first_objects
+        self.where: Where = where
+
+    @property
+    def name(self) -> str:
+        return "shapes controller"
+
+    def checklist(self, goal: Goal, images: Album) -> Checklist:
+        """Raises GrammarError for a goal outside the grammar, or one that no picture can satisfy."""
+        spec = wanted(goal, images)
+        slots(spec, 0)
+        return Checklist(checklist(spec))
+
+    def decide(self, trajectory: Trajectory, images: Album) -> Decision:
+        spec = wanted(trajectory.goal, images)
+        planned = slots(spec, trajectory.seed)
+        label = _canvas(trajectory)
+        if label is None:
+            return self._draw(spec, planned, reasoning.empty())
+        found = measure(images[label])
+        checks = checklist(spec)
+        if judge_found(found, checks).satisfied(checks):
+            return Decision("stop", reasoning.done())
+        if _spoiled(found, spec):
+            return self._draw(spec, planned, reasoning.redraw())
+        proposals = list(self._proposals(spec, make_plan(spec, planned, found), found))
+        if not proposals:
+            return self._draw(spec, planned, reasoning.redraw())
+        return _edit(_choose(proposals, trajectory, found, checks), found, label)
+
+    def _draw(self, spec: Spec, planned: Sequence[Slot], reason: str) -> Decision:
+        """Draw the first few objects, in their places."""
+        first = [s.item for s in planned[: max(1, self.first_objects)]]
+        placed = tuple(Group(i.noun, 1, i.cell) for i in first)
+        said = placed if self.where == "place" else tuple(dataclasses.replace(g, cell=None) for g in placed)
+        return Decision("generate", reason, reasoning.draw(said), expects=drawn(Spec(said)))
+
+    def _proposals(self, spec: Spec, plan: Plan, found: Sequence[Found]) -> Iterator[Proposal]:
+        for placement in plan.placements:
+            if placement.found is not None:
+                yield from self._mend(spec, placement, placement.found, found)
+        for one in plan.leftover:
+            yield from self._remove(spec, one, found)
+        taken = {f.cell for f in found} | {p.cell for p in plan.placements}
+        for index, placement in enumerate(plan.placements):
+            if placement.found is None and not any(f.cell == placement.cell for f in found):
+                yield from self._add(spec, plan, index, taken, found)
+
+    def _mend(
+        self, spec: Spec, placement: Placement, one: Found, found: Sequence[Found]
+    ) -> Iterator[Proposal]:
+        slot, (target, cell) = placement.slot, self._target(one, found)
+        if one.cell != placement.cell:
+            to, anchor = self._destination(placement, found)
+            yield Proposal(Edit("move", target, cell, to=to, anchor=anchor), reasoning.misplaced(target))
+        elif not suits(spec, slot, one):
+            edit = _alteration(slot, one, target, cell, spec)
+            yield Proposal(edit, reasoning.because(edit))
+            if edit.kind != "replace":
+                again = Edit("replace", target, cell, slot.item.noun)
+                yield Proposal(again, reasoning.because(again), second=True)
+        else:
+            return
+        yield Proposal(Edit("remove", target, cell), reasoning.misplaced(target), second=True)
+
+    def _remove(self, spec: Spec, one: Found, found: Sequence[Found]) -> Iterator[Proposal]:
+        target, cell = self._target(one, found)
+        banned = next((n for n in spec.absent if one.fits(n)), None)
+        reason = reasoning.forbidden(banned) if banned else reasoning.extra(target)
+        yield Proposal(Edit("remove", target, cell), reason)
+
+    def _add(
+        self, spec: Spec, plan: Plan, index: int, taken: set[tuple[int, int]], found: Sequence[Found]
+    ) -> Iterator[Proposal]:
+        placement = plan.placements[index]
+        noun = placement.slot.item.noun
+        to, anchor = self._destination(placement, found)
+        yield Proposal(Edit("add", new=noun, to=to, anchor=anchor), reasoning.missing(noun))
+        if self.where != "place":
+            yield Proposal(Edit("add", new=noun, to=placement.cell), reasoning.missing(noun), second=True)
+        for cell in other_cells(spec, plan, index, taken):
+            yield Proposal(Edit("add", new=noun, to=cell), reasoning.missing(noun), second=True)
+
+    def _target(self, one: Found, found: Sequence[Found]) -> tuple[Noun, tuple[int, int] | None]:
+        noun = one.item.noun
+        alike = sum(noun.matches(f.item) for f in found) > 1
+        return noun, one.cell if alike or self.where == "place" else None
+
+    def _destination(
+        self, placement: Placement, found: Sequence[Found]
+    ) -> tuple[tuple[int, int] | None, Anchor | None]:
+        if self.where == "place":
+            return placement.cell, None
+        if self.where == "relation":
+            for kind, (row, column) in STEP.items():
+                beside = (placement.cell[0] - row, placement.cell[1] - column)
+                for one in found:
+                    unique = sum(one.item.noun.matches(f.item) for f in found) == 1
+                    if one.cell == beside and unique and one is not placement.found:
+                        return None, Anchor(kind, one.item.noun)
+        return None, None
+
+
+def wanted(goal: Goal, images: Album) -> Spec:
+    """The goal as a spec. With a reference picture the prompt may be an edit of it; then the goal is the edited
+    picture, place by place. Raises GrammarError."""
+    try:
+        return _parsed(goal.prompt)
+    except GrammarError:
+        if not goal.references:
+            raise
+        edit = parse_edit(goal.prompt)
+    after = apply(_scene(measure(images[referenced(0)])), edit)
+    return Spec(tuple(Group(i.noun, 1, i.cell) for i in after.items))
+
+
+@lru_cache(maxsize=64)
+def _parsed(prompt: str) -> Spec:
+    return parse(prompt)
+
+
+def _canvas(trajectory: Trajectory) -> str | None:
+    if trajectory.canvas is not None:
+        return trajectory.canvas.label
+    return referenced(0) if trajectory.goal.references and not trajectory.steps else None
+
+
+def _scene(found: Sequence[Found]) -> Scene:
+    return Scene(tuple(f.item for f in found))
+
+
+def _spoiled(found: Sequence[Found], spec: Spec) -> bool:
+    """More that is unclear than is clear, or far too much of everything: a fresh start is cheaper."""
+    unclear = sum(not f.clear for f in found)
+    return unclear > max(2, len(found) // 2) or len(found) > 2 * spec.total + 4
+
+
+def _alteration(slot: Slot, one: Found, target: Noun, cell: tuple[int, int] | None, spec: Spec) -> Edit:
+    """The smallest edit that turns a found object into the slot's."""
+    item, noun = one.item, slot.noun
+    right = {
+        "shape": one.shape is not None and noun.shape in (None, item.shape),
+        "color": one.color is not None and noun.color in (None, item.color),
+        "size": noun.size in (None, one.size),
+    }
+    if not right["color"] and right["shape"] and right["size"]:
+        recolored = dataclasses.replace(one, color=slot.item.color)
+        if suits(spec, slot, recolored):
+            return Edit("recolor", target, cell, Noun(color=slot.item.color))
+    if not right["size"] and right["shape"] and right["color"]:
+        return Edit("resize", target, cell, Noun(size=noun.size))
+    return Edit("replace", target, cell, slot.item.noun)
+
+
+def _choose(
+    proposals: Sequence[Proposal], trajectory: Trajectory, found: Sequence[Found], checks: Sequence[Check]
+) -> Proposal:
+    """The least tried, first choices before second ones, then by the score that it promises."""
+    tried = Counter(s.decision.instruction for s in trajectory.steps)
+
+    def rank(proposal: Proposal) -> tuple[int, bool, float]:
+        return tried[say(proposal.edit)], proposal.second, -_promise(proposal.edit, found, checks)
+
+    return min(proposals, key=rank)
+
+
+def _promise(edit: Edit, found: Sequence[Found], checks: Sequence[Check]) -> float:
+    try:
+        after = apply(_scene(found), edit)
+    except GrammarError:
+        return 0.0
+    return judge_found(seen(after), checks).score(checks) or 0.0
+
+
+def _edit(proposal: Proposal, found: Sequence[Found], label: str) -> Decision:
+    try:
+        expects = expectations(proposal.edit, _scene(found))
+    except GrammarError:
+        expects = expectations(proposal.edit)
+    return Decision("edit", proposal.reason, say(proposal.edit), (label,), expects)
