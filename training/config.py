@@ -83,7 +83,7 @@ class OptimConfig:
     share `decay`. `shift` bends uniform times towards noise as the sampler's schedule does."""
 
     samples: int = 2_000_000
-    batch: int = 96
+    batch: int = 64
     muon_lr: float = 0.02
     adam_lr: float = 1e-3
     text_lr: float = 1e-3

@@ -35,7 +35,7 @@ _SIZED = 0.25
 def held_back(text: str) -> bool:
     """Whether a prompt or an instruction belongs to the tenth that no training sees."""
     body = " ".join(text.lower().removeprefix(PREFIX).split())
-    return hashlib.sha256(f"clvr-shapes:{body}".encode()).digest()[0] % 10 == 0
+    return hashlib.sha256(f"clvr-shapes-288:{body}".encode()).digest()[0] % 10 == 0
 
 
 def noun(rng: random.Random, color: bool = True, sized: float = _SIZED) -> Noun:
