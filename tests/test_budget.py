@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,17 +31,15 @@ def test_what_a_budget_describes_parses_back(budget):
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_budget_or_a_budget_error(text):
-    try:
-        Budget.parse(text)
-    except BudgetError as error:
-        assert error.remedy
+    with contextlib.suppress(BudgetError):
+        assert Budget.parse(text).steps >= 1
 
 
 @pytest.mark.parametrize(
     "text",
-    ["steps=0", "candidates=0", "nfe=0", "seconds=0", "seconds=-1", "seconds=inf", "seconds=nan", "vlm_calls=0",
-     "verify_every=0", "threshold=0", "threshold=1.1", "patience=0", "steps=none", "steps=1.5", "steps", "=3",
-     "rounds=3", "steps=eight"],
+    ["steps=0", "candidates=0", "nfe=0", "seconds=0", "seconds=-1", "seconds=inf", "seconds=nan",
+     "vlm_calls=0", "verify_every=0", "threshold=0", "threshold=1.1", "patience=0",
+     "steps=none", "steps=1.5", "steps", "=3", "rounds=3", "steps=eight"],
 )  # fmt: skip
 def test_a_budget_of_nothing_or_nonsense_is_refused_with_a_remedy(text):
     with pytest.raises(BudgetError) as caught:

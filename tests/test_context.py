@@ -95,7 +95,7 @@ def test_a_turn_whose_image_was_chosen_keeps_its_mark_to_the_last():
 
 
 def test_what_cannot_be_left_out_raises():
-    with pytest.raises(ContextLimitError, match="5 tokens.*reads 4"):
+    with pytest.raises(ContextLimitError, match=r"5 tokens.*reads 4"):
         fit(long_context(chosen=("IMG_GEN_0",)), words, 4)
 
 

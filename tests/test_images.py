@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -75,7 +76,7 @@ def test_what_is_no_whole_image_is_refused_by_name(tmp_path, data):
 
 @pytest.mark.parametrize("side", [9_000, 15_000, 60_000])
 def test_a_decompression_bomb_is_refused_unopened(side):
-    with pytest.raises(ImageError, match="too many|unpack"):
+    with pytest.raises(ImageError, match=r"too many|unpack"):
         decode_image(huge_png(side, side))
 
 
@@ -99,10 +100,8 @@ def test_a_folder_is_no_image(tmp_path):
 def test_a_flipped_byte_gives_an_image_or_an_image_error(place, value, kind):
     data = bytearray(encoded(Image.linear_gradient("L").resize((16, 16)).convert("RGB"), kind))
     data[place % len(data)] = value
-    try:
+    with contextlib.suppress(ImageError):
         assert decode_image(bytes(data)).mode == "RGB"
-    except ImageError:
-        pass
 
 
 def test_an_unwritable_place_is_told(tmp_path):

@@ -1,0 +1,127 @@
+"""The house's directions, read from the import statements."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PURE = ["trajectory", "errors", "budget", "ports", "events", "files", "context", "policies", "judging",
+        "loop", "journal"]  # fmt: skip
+ADAPTERS = ("vlm", "flux2", "shapes")
+TORCH = ("clvr/flux2/", "clvr/dswm", "clvr/probe", "clvr/vlm/", "clvr/shapes/", "training/", "nodes/")
+PILLOW = ("clvr/images.py", "clvr/report/", "clvr/flux2/", "clvr/vlm/", "clvr/shapes/", "training/", "nodes/")
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "safetensors", "peft", "accelerate"}
+
+
+def files(*folders):
+    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path, top_only=False):
+    """Absolute dotted names that a file imports, those under TYPE_CHECKING left out."""
+    found = set()
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+
+    def visit(node):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if top_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found.update([module] if node.module else (f"{module}.{a.name}" for a in node.names))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text("utf-8")))
+    return found
+
+
+def tops(names):
+    return {name.split(".")[0] for name in names}
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", files("clvr"), ids=relative)
+def test_the_engine_knows_neither_nodes_nor_training_nor_comfyui(path):
+    forbidden = {"nodes", "training", "benchmarks", "scripts", "tests"}
+    forbidden |= {"comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "execution"}
+    assert not tops(imports(path)) & forbidden
+
+
+@pytest.mark.parametrize("path", files("clvr"), ids=relative)
+def test_the_command_line_is_imported_by_no_one(path):
+    if path.name != "__main__.py":
+        assert not [n for n in imports(path) if n == "clvr.cli" or n.startswith("clvr.cli.")]
+
+
+@pytest.mark.parametrize("path", files("training"), ids=relative)
+def test_training_does_not_know_the_nodes(path):
+    assert "nodes" not in tops(imports(path))
+
+
+@pytest.mark.parametrize("path", files("clvr", "nodes"), ids=relative)
+def test_inside_the_pack_imports_are_relative(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            assert (node.module or "").split(".")[0] not in ("clvr", "nodes")
+        if isinstance(node, ast.Import):
+            assert not tops(a.name for a in node.names) & {"clvr", "nodes"}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_pure_parts_are_standard_library_alone(name):
+    found = imports(ROOT / "clvr" / f"{name}.py")
+    own = {n for n in found if n.split(".")[0] == "clvr"}
+    assert tops(found - own) <= sys.stdlib_module_names
+    modules = {n.split(".")[1] for n in own if "." in n}
+    assert not modules & {*ADAPTERS, "dswm", "probe", "report", "cli", "models"}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_know_the_contract_and_not_the_loop_or_each_other(name):
+    others = {*ADAPTERS} - {name}
+    for path in files(f"clvr/{name}"):
+        modules = {n.split(".")[1] for n in imports(path) if n.startswith("clvr.")}
+        assert not modules & {*others, "loop", "journal", "policies", "cli", "models", "report"}, path
+
+
+@pytest.mark.parametrize("name", ["dswm", "probe"])
+def test_the_offline_tools_depend_on_errors_alone(name):
+    for path in [*files(f"clvr/{name}"), *(ROOT / "clvr").glob(f"{name}.py")]:
+        own = {n for n in imports(path) if n.startswith("clvr.") and not n.startswith(f"clvr.{name}")}
+        assert own <= {"clvr.errors"}, path
+
+
+@pytest.mark.parametrize("path", files("clvr", "training", "nodes"), ids=relative)
+def test_torch_and_pillow_stay_where_they_belong(path):
+    found = tops(imports(path))
+    if not relative(path).startswith(TORCH):
+        assert "torch" not in found
+    if not relative(path).startswith(PILLOW):
+        assert "PIL" not in found
+
+
+@pytest.mark.parametrize("path", files("nodes"), ids=relative)
+def test_nodes_load_nothing_heavy_before_one_runs(path):
+    assert not tops(imports(path, top_only=True)) & HEAVY
+
+
+@pytest.mark.parametrize(
+    "module", ["clvr.loop", "clvr.journal", "clvr.policies", "clvr.context", "clvr.cli", "clvr.models"]
+)
+def test_importing_the_engine_loads_nothing_heavy(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {*HEAVY, "PIL", "PIL.Image", "tqdm", "httpx", "pydantic"}
