@@ -28,10 +28,12 @@ def export(folder: Path, out: Path) -> None:
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(twin, partial, metadata={"format": "pt"})
-        os.replace(partial, out)
+        try:
+            save_file(twin, partial, metadata={"format": "pt"})
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise RunFolderError(
             f"Cannot write {out}: {error}.", "Free some space or name another place."
         ) from error
