@@ -1,4 +1,4 @@
-"""The rule-based controller: looks at the canvas with the measuring eye, compares, asks for one edit at a time."""
+"""The rule-based controller: measures the canvas, compares it with the goal, asks for one edit a round."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .found import Found, seen
 from .language import parse, parse_edit
 from .measure import measure
 from .planning import Placement, Plan, Slot, make_plan, other_cells, slots, suits
-from .scene import STEP, Group, Noun, Scene, Spec
+from .scene import STEP, Cell, Group, Noun, Scene, Spec, entailed
 from .verifier import judge_found
 
 Where = Literal["place", "relation", "none"]
-"""How an edit says where: by row and column, by a neighbour, or not at all."""
+"""How an edit says where: by row and column; by a neighbour if there is one; not at all if any will do."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Proposal:
 class ShapesController:
     """`ports.Controller` for the built-in world.
 
-    Draws the first `first_objects` objects, then asks for one edit a round, the one that promises the best score
-    among those that were tried least. The seed of the trajectory fixes where things go."""
+    Draws the first `first_objects` objects, then asks for one edit a round: of those that were tried least,
+    the one that promises the best score. The seed of the trajectory fixes where things go."""
 
     def __init__(self, first_objects: int = 2, where: Where = "place") -> None:
         self.first_objects = first_objects
@@ -75,9 +75,8 @@ class ShapesController:
     def _draw(self, spec: Spec, planned: Sequence[Slot], reason: str) -> Decision:
         """Draw the first few objects, in their places."""
         first = [s.item for s in planned[: max(1, self.first_objects)]]
-        placed = tuple(Group(i.noun, 1, i.cell) for i in first)
-        said = placed if self.where == "place" else tuple(dataclasses.replace(g, cell=None) for g in placed)
-        return Decision("generate", reason, reasoning.draw(said), expects=drawn(Spec(said)))
+        groups = tuple(Group(i.noun, 1, i.cell) for i in first)
+        return Decision("generate", reason, reasoning.draw(groups), expects=drawn(Spec(groups)))
 
     def _proposals(self, spec: Spec, plan: Plan, found: Sequence[Found]) -> Iterator[Proposal]:
         for placement in plan.placements:
@@ -95,7 +94,7 @@ class ShapesController:
     ) -> Iterator[Proposal]:
         slot, (target, cell) = placement.slot, self._target(one, found)
         if one.cell != placement.cell:
-            to, anchor = self._destination(placement, found)
+            to, anchor = self._destination(placement, found, bound=True)
             yield Proposal(Edit("move", target, cell, to=to, anchor=anchor), reasoning.misplaced(target))
         elif not suits(spec, slot, one):
             edit = _alteration(slot, one, target, cell, spec)
@@ -114,40 +113,47 @@ class ShapesController:
         yield Proposal(Edit("remove", target, cell), reason)
 
     def _add(
-        self, spec: Spec, plan: Plan, index: int, taken: set[tuple[int, int]], found: Sequence[Found]
+        self, spec: Spec, plan: Plan, index: int, taken: set[Cell], found: Sequence[Found]
     ) -> Iterator[Proposal]:
         placement = plan.placements[index]
         noun = placement.slot.item.noun
-        to, anchor = self._destination(placement, found)
+        bound = any(placement.slot.group in (r.a, r.b) for r in entailed(spec).relations)
+        to, anchor = self._destination(placement, found, bound or placement.slot.fixed)
         yield Proposal(Edit("add", new=noun, to=to, anchor=anchor), reasoning.missing(noun))
         if self.where != "place":
             yield Proposal(Edit("add", new=noun, to=placement.cell), reasoning.missing(noun), second=True)
         for cell in other_cells(spec, plan, index, taken):
             yield Proposal(Edit("add", new=noun, to=cell), reasoning.missing(noun), second=True)
 
-    def _target(self, one: Found, found: Sequence[Found]) -> tuple[Noun, tuple[int, int] | None]:
+    def _target(self, one: Found, found: Sequence[Found]) -> tuple[Noun, Cell | None]:
         noun = one.item.noun
         alike = sum(noun.matches(f.item) for f in found) > 1
         return noun, one.cell if alike or self.where == "place" else None
 
     def _destination(
-        self, placement: Placement, found: Sequence[Found]
-    ) -> tuple[tuple[int, int] | None, Anchor | None]:
-        if self.where == "place":
-            return placement.cell, None
-        if self.where == "relation":
-            for kind, (row, column) in STEP.items():
-                beside = (placement.cell[0] - row, placement.cell[1] - column)
-                for one in found:
-                    unique = sum(one.item.noun.matches(f.item) for f in found) == 1
-                    if one.cell == beside and unique and one is not placement.found:
-                        return None, Anchor(kind, one.item.noun)
-        return None, None
+        self, placement: Placement, found: Sequence[Found], bound: bool
+    ) -> tuple[Cell | None, Anchor | None]:
+        """Where to, as a place or as an anchor; neither where the place does not matter."""
+        if self.where == "none" and not bound:
+            return None, None
+        anchor = _neighbour(placement, found) if self.where == "relation" else None
+        return (None, anchor) if anchor else (placement.cell, None)
+
+
+def _neighbour(placement: Placement, found: Sequence[Found]) -> Anchor | None:
+    """An object beside the placement's cell that words alone single out."""
+    for kind, (row, column) in STEP.items():
+        cell = (placement.cell[0] - row, placement.cell[1] - column)
+        for one in found:
+            alone = sum(one.item.noun.matches(f.item) for f in found) == 1
+            if one.cell == cell and alone and one is not placement.found:
+                return Anchor(kind, one.item.noun)
+    return None
 
 
 def wanted(goal: Goal, images: Album) -> Spec:
-    """The goal as a spec. With a reference picture the prompt may be an edit of it; then the goal is the edited
-    picture, place by place. Raises GrammarError."""
+    """The goal as a spec. With a reference picture the prompt may be an edit of it; then the goal is the
+    edited picture, place by place. Raises GrammarError."""
     try:
         return _parsed(goal.prompt)
     except GrammarError:
@@ -179,7 +185,7 @@ def _spoiled(found: Sequence[Found], spec: Spec) -> bool:
     return unclear > max(2, len(found) // 2) or len(found) > 2 * spec.total + 4
 
 
-def _alteration(slot: Slot, one: Found, target: Noun, cell: tuple[int, int] | None, spec: Spec) -> Edit:
+def _alteration(slot: Slot, one: Found, target: Noun, cell: Cell | None, spec: Spec) -> Edit:
     """The smallest edit that turns a found object into the slot's."""
     item, noun = one.item, slot.noun
     right = {
@@ -199,11 +205,14 @@ def _alteration(slot: Slot, one: Found, target: Noun, cell: tuple[int, int] | No
 def _choose(
     proposals: Sequence[Proposal], trajectory: Trajectory, found: Sequence[Found], checks: Sequence[Check]
 ) -> Proposal:
-    """The least tried, first choices before second ones, then by the score that it promises."""
+    """The least tried, first choices before second ones, then by the score that it promises. What lowers the
+    score would be rolled back, and comes last."""
     tried = Counter(s.decision.instruction for s in trajectory.steps)
+    score = judge_found(found, checks).score(checks) or 0.0
 
-    def rank(proposal: Proposal) -> tuple[int, bool, float]:
-        return tried[say(proposal.edit)], proposal.second, -_promise(proposal.edit, found, checks)
+    def rank(proposal: Proposal) -> tuple[bool, int, bool, float]:
+        promise = _promise(proposal.edit, found, checks)
+        return promise < score, tried[say(proposal.edit)], proposal.second, -promise
 
     return min(proposals, key=rank)
 

@@ -22,8 +22,8 @@ from .scene import (
     realise,
 )
 
-_NODES = 3000
-"""Search nodes per cost before the next cost is tried: a tenth of a second at most."""
+_NODES = 2000
+"""Search nodes in all before every object is asked for in its planned place: a tenth of a second or so."""
 
 KEEP, ALTER, MOVE, ADD = 0, 1, 1, 2
 """Costs. A fresh object leaves an old one to be removed, hence 2."""
@@ -62,7 +62,7 @@ class Plan:
 
 
 def slots(spec: Spec, seed: int) -> list[Slot]:
-    """The wanted objects with their preferred cells, fixed by the seed. Raises GrammarError where none fit."""
+    """The wanted objects with their preferred cells, fixed by the seed. Raises GrammarError where none do."""
     items = iter(realise(spec, random.Random(seed)).items)
     return [
         Slot(g, group.noun, next(items), group.cell is not None)
@@ -74,8 +74,7 @@ def slots(spec: Spec, seed: int) -> list[Slot]:
 def make_plan(spec: Spec, wanted: Sequence[Slot], found: Sequence[Found]) -> Plan:
     """The cheapest way to get there that the search finds: keep, alter, move, add, in this order."""
     search = _Search(spec, wanted, found)
-    for budget in range(ADD * len(wanted) + 1):
-        search.nodes = 0
+    for budget in range(search.least([]), ADD * len(wanted) + 1):
         placements = search.place([], budget)
         if placements is not None:
             break
@@ -119,7 +118,7 @@ class _Search:
         if len(done) == len(self.wanted):
             return done
         self.nodes += 1
-        if self.nodes > _NODES:
+        if self.nodes > _NODES or self.least(done) > budget:
             return None
         for cost, option in self.options(done):
             if cost <= budget and _agrees(self.relations, option, done):
@@ -128,7 +127,13 @@ class _Search:
                     return result
         return None
 
+    def least(self, done: Sequence[Placement]) -> int:
+        """A lower bound for the cost of the rest: objects that are not there must be added."""
+        unused = len(self.found) - sum(p.found is not None for p in done)
+        return ADD * max(0, len(self.wanted) - len(done) - unused)
+
     def options(self, done: Sequence[Placement]) -> Iterator[tuple[int, Placement]]:
+        """What may become of the next slot, cheapest first."""
         index = len(done)
         slot = self.wanted[index]
         used = {id(p.found) for p in done if p.found is not None}
