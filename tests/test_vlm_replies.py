@@ -7,7 +7,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clvr.errors import ReplyError
@@ -259,6 +259,7 @@ documents = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(documents)
 def test_arbitrary_text_is_read_or_refused_with_a_reply_error(text):
     parsers = [
@@ -299,11 +300,13 @@ decisions = st.builds(
 wrappings = st.sampled_from(["{}", "```json\n{}\n```", "<think>so</think>\n{}", "Here:\n{}\nDone."])
 
 
+@settings(deadline=None)
 @given(checklists)
 def test_checklists_survive_the_round_trip(checks):
     assert replies.parse_checklist(replies.dump_checklist(checks)) == checks
 
 
+@settings(deadline=None)
 @given(decisions)
 def test_decisions_survive_the_round_trip(decision):
     text = replies.dump_decision(decision)
@@ -325,6 +328,7 @@ boxes = st.tuples(thousandths, thousandths).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -348,6 +352,7 @@ def test_judgements_survive_the_round_trip(rows):
     ]
 
 
+@settings(deadline=None)
 @given(st.text('{}[]"\\,:ab \n'), wrappings)
 def test_wrapping_changes_nothing(reasoning, wrapping):
     plain = replies.dump_decision(Decision("generate", f"a{reasoning}b", "i"))

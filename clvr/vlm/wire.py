@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import ipaddress
+import itertools
 import json
 import re
 from collections import OrderedDict
@@ -121,17 +122,17 @@ class Pictures:
 
 
 def message_body(message: Message, pictures: Pictures) -> dict[str, Any]:
-    """Turns of text alone go as a plain string: some servers take nothing else for them."""
-    texts = [clean(p) for p in message.parts if isinstance(p, str)]
-    if len(texts) == len(message.parts):
-        return {"role": message.role, "content": "\n".join(texts)}
-    parts = [
-        {"type": "text", "text": clean(p)}
-        if isinstance(p, str)
-        else {"type": "image_url", "image_url": {"url": pictures.url(p)}}
-        for p in message.parts
-    ]
-    return {"role": message.role, "content": parts}
+    """Texts that follow each other become one, since chat templates join parts without a break. Turns of text
+    alone go as a plain string: some servers take nothing else for them."""
+    parts: list[dict[str, Any]] = []
+    for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
+        if is_text:
+            parts.append({"type": "text", "text": clean("\n".join(p for p in run if isinstance(p, str)))})
+        else:
+            urls = [pictures.url(p) for p in run if not isinstance(p, str)]
+            parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    texts = [p["text"] for p in parts if p["type"] == "text"]
+    return {"role": message.role, "content": parts if len(texts) < len(parts) else "".join(texts)}
 
 
 def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
