@@ -15,8 +15,8 @@ from clvr.trajectory import decode
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """AutoencoderKLFlux2. `noise` is the largest latent noise, in units of a channel's standard deviation, that
-    the decoder learns to read through: it spreads what a token knows over all of its channels."""
+    """AutoencoderKLFlux2. `noise` is the largest latent noise, in units of a channel's standard deviation,
+    that the decoder learns to read through: it spreads what a token knows over all of its channels."""
 
     channels: tuple[int, ...] = (8, 16, 32, 64)
     groups: int = 4
@@ -70,7 +70,7 @@ class DataConfig:
         }
     )
     shard: int = 12288
-    passes: int = 2
+    passes: int = 4
     caption_dropout: float = 0.1
     length: int = 24
     longest: int = 240

@@ -16,6 +16,7 @@ from transformers import Qwen2TokenizerFast
 
 from clvr.context import Context, Turn, narrate
 from clvr.errors import GrammarError
+from clvr.flux2.generator import padded_length
 from clvr.shapes import reasoning
 from clvr.shapes.edits import KINDS, Edit, apply, say
 from clvr.shapes.render import render_batch
@@ -24,10 +25,8 @@ from clvr.shapes.scene import Group, Item, Noun, Scene, realise
 from clvr.trajectory import Decision, generated
 
 from .config import BuiltinConfig, DataConfig
-from .model import normalise, tokenize
+from .model import normalise, tokenize_all
 from .vae import mean_latents, to_tensor
-
-MULTIPLE = 8
 
 Picture = tuple[Scene, int]
 """A scene and the seed of its jitter."""
@@ -56,7 +55,7 @@ def single_edit(rng: random.Random, kind: str | None = None, held: bool = False)
 
 
 def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
-    """The rounds of one run towards a complex goal: a first drawing, additions, slips and their corrections."""
+    """The rounds of one run towards a goal: a first drawing, additions, slips and their corrections."""
     text, spec = prompt(
         rng.choices(("complex", "attribution", "position", "counting"), (5, 1, 1, 1))[0], rng, held
     )
@@ -194,9 +193,9 @@ def batches(
     latents = encoder(pictures)
     tokens = _tokens(made, tokenizer, config)
     buckets: dict[tuple[int, int], list[int]] = {}
-    for n, s in enumerate(made):
-        if tokens[n] is not None:
-            buckets.setdefault((len(s.references), len(tokens[n])), []).append(n)
+    for n, (s, ids) in enumerate(zip(made, tokens, strict=True)):
+        if ids is not None:
+            buckets.setdefault((len(s.references), len(ids)), []).append(n)
     order: list[list[int]] = []
     for _ in range(passes):
         for (_, length), members in buckets.items():
@@ -206,7 +205,7 @@ def batches(
     rng.shuffle(order)
     pad = tokenizer.pad_token_id
     for chosen in order:
-        ids = torch.from_numpy(np.stack([tokens[n] for n in chosen]))
+        ids = torch.from_numpy(np.stack([i for i in (tokens[n] for n in chosen) if i is not None]))
         mask = (ids != pad).long()
         target = latents[[where[made[n].target] for n in chosen]]
         references = [
@@ -217,17 +216,14 @@ def batches(
 
 
 def _tokens(made: Sequence[Sample], tokenizer: Qwen2TokenizerFast, config: BuiltinConfig) -> list[np.ndarray]:
-    """Ids padded as the generator pads: to the base length, or beyond it to a multiple of 8; None where too long."""
-    pad = tokenizer.pad_token_id
+    """Ids padded as the generator pads: to the base length, then to a multiple of 8; None where too long."""
+    texts = list(dict.fromkeys(s.text for s in made))
     known: dict[str, np.ndarray | None] = {}
-    for s in made:
-        if s.text in known:
-            continue
-        ids = tokenize(tokenizer, s.text)
-        length = max(config.data.length, -(-len(ids) // MULTIPLE) * MULTIPLE)
-        fits = length <= config.data.longest
-        known[s.text] = np.array(ids + [pad] * (length - len(ids)), dtype=np.int64) if fits else None
-    return [known[s.text] for s in made]  # type: ignore[misc]
+    for text, ids in zip(texts, tokenize_all(tokenizer, texts), strict=True):
+        length = padded_length(len(ids), config.data.length)
+        padding = [tokenizer.pad_token_id] * (length - len(ids))
+        known[text] = np.array(ids + padding, dtype=np.int64) if length <= config.data.longest else None
+    return [known[s.text] for s in made]
 
 
 def corpus(seed: int = 3, count: int = 6000) -> list[str]:

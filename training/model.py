@@ -1,9 +1,10 @@
-"""The built-in model: FLUX.2 [klein]'s own classes at tiny size, in a folder that Flux2KleinPipeline reads."""
+"""The built-in model: FLUX.2 [klein]'s own classes at tiny size, in a folder for Flux2KleinPipeline."""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 IMAGES = tuple(f"<IMG_{kind}_{n}>" for kind in ("GEN", "REF") for n in range(10))
 
 CHAT_TEMPLATE = (
-    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
     "{%- endif %}{%- endif %}"
@@ -30,13 +32,14 @@ CHAT_TEMPLATE = (
 """Qwen3's chat template, for messages of plain text."""
 
 _WORDS = Regex(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def make_tokenizer(config: TextConfig, corpus: Iterable[str]) -> Qwen2TokenizerFast:
-    """Byte-level BPE with Qwen's pre-tokeniser and specials, trained on the world's language. `<IMG_GEN_n>` is
-    one token: the references are counted, not spelled."""
+    """Byte-level BPE with Qwen's pre-tokeniser and specials, trained on the world's language. `<IMG_GEN_n>`
+    is one token: the references are counted, not spelled."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -123,13 +126,7 @@ def save_folder(
 ) -> None:
     """Write the pipeline in `dtype` as safetensors, and `clvr.json` with its sampling defaults."""
     parts = {"vae": vae, "text_encoder": text_encoder, "transformer": transformer}
-    copies = {
-        name: type(m).from_config(m.config) if name != "text_encoder" else type(m)(m.config)
-        for name, m in parts.items()
-    }  # type: ignore[attr-defined]
-    for name, module in parts.items():
-        copies[name].load_state_dict(module.state_dict())
-        copies[name].to(dtype)
+    copies = {name: copy.deepcopy(module).to(dtype) for name, module in parts.items()}
     pipeline = Flux2KleinPipeline(
         scheduler=make_scheduler(), tokenizer=tokenizer, is_distilled=distilled, **copies
     )
@@ -155,12 +152,18 @@ def embed(
     return torch.cat([states[k] for k in layers], dim=-1)
 
 
-def tokenize(tokenizer: Qwen2TokenizerFast, text: str) -> list[int]:
-    """Token ids of a prompt in the chat template, without padding."""
-    templated = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+def tokenize_all(tokenizer: Qwen2TokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt in the chat template, without padding. The template is rendered once."""
+    mark = "\0"
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
-    return tokenizer(templated)["input_ids"]
+    before, _, after = str(rendered).partition(mark)
+    return tokenizer([before + text + after for text in texts])["input_ids"] if texts else []
+
+
+def tokenize(tokenizer: Qwen2TokenizerFast, text: str) -> list[int]:
+    return tokenize_all(tokenizer, [text])[0]
 
 
 def patchify(latents: torch.Tensor) -> torch.Tensor:

@@ -51,8 +51,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def schedule(done: int, total: int, warmup: int, decay: float) -> float:
-    """Learning-rate factor after `done` of `total` samples: linear up over `warmup`, flat, linear down over the
-    last share `decay`."""
+    """Learning-rate factor after `done` of `total` samples: linear up over `warmup`, flat, linear down over
+    the last share `decay`."""
     up = min(1.0, (done + 1) / max(1, warmup))
     down = min(1.0, max(0.0, (total - done) / max(1.0, total * decay)))
     return min(up, down)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,14 +12,15 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from PIL import Image
 from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
-from .data import MULTIPLE
+from clvr.flux2.generator import padded_length
+
 from .dit import ids_of
-from .model import denormalise, embed, make_scheduler, normalise, tokenize
+from .model import denormalise, embed, make_scheduler, normalise, tokenize_all
 from .vae import decode, mean_latents, to_tensor
 
 
 def sigmas(steps: int, tokens: int) -> torch.Tensor:
-    """The pipeline's schedule: [steps + 1] noise levels from 1 to 0, mu-shifted for that many image tokens."""
+    """The pipeline's schedule: [steps + 1] noise levels from 1 to 0, mu-shifted for so many image tokens."""
     scheduler = make_scheduler()
     mu = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
@@ -43,13 +45,12 @@ class Sampler:
 
     def padded(self, texts: Sequence[str]) -> int:
         """The length at which the generator would encode the longest of these texts."""
-        longest = max(len(tokenize(self.tokenizer, t)) for t in texts)
-        return max(self.base_length, -(-longest // MULTIPLE) * MULTIPLE)
+        return padded_length(max(map(len, tokenize_all(self.tokenizer, texts))), self.base_length)
 
     def context(self, texts: Sequence[str], length: int) -> torch.Tensor:
         """[B, length, width] of text-encoder states."""
         pad = self.tokenizer.pad_token_id
-        rows = [tokenize(self.tokenizer, t) for t in texts]
+        rows = tokenize_all(self.tokenizer, texts)
         ids = torch.tensor([r + [pad] * (length - len(r)) for r in rows])
         mask = torch.tensor([[1] * len(r) + [0] * (length - len(r)) for r in rows])
         return embed(self.text_encoder, ids, mask, self.layers)
@@ -87,7 +88,7 @@ class Sampler:
         text_ids, image_ids = ids_of(length, side, references.shape[1] // tokens)
         levels = sigmas(steps, tokens)
         x = noise
-        for now, after in zip(levels[:-1], levels[1:], strict=True):
+        for now, after in itertools.pairwise(levels):
             inputs = torch.cat([x, references], 1)
             velocity = self.transformer(
                 hidden_states=inputs.repeat(2, 1, 1) if guided else inputs,

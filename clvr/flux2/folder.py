@@ -37,7 +37,7 @@ HUB_FILES = ["model_index.json", "clvr.json", "*/*.json", "*/*.safetensors", "*/
 class Sampling:
     """How a model is sampled; a folder's `clvr.json` overrides klein's own values.
 
-    height, width: pixels. max_sequence_length: tokens to which a prompt is padded, doubled for longer ones.
+    height, width: pixels. max_sequence_length: tokens to which a shorter prompt is padded.
     text_encoder_out_layers: hidden states that are stacked to the DiT's context."""
 
     height: int = 1024

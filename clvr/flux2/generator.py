@@ -45,6 +45,11 @@ class _Round:
     notes: list[str] = field(default_factory=list)
 
 
+def padded_length(tokens: int, base: int) -> int:
+    """Tokens to which a prompt is padded: the model's base length, beyond it the next multiple of 8."""
+    return max(base, -(-tokens // 8) * 8)
+
+
 class Flux2Generator:
     """ports.Generator over a FLUX.2 [klein] pipeline."""
 
@@ -146,9 +151,7 @@ class Flux2Generator:
         count = self.pipeline.count_tokens
         context, left_out = fit(context, count, limit)
         notes = [f"left out of the text encoder's {limit} tokens: {', '.join(left_out)}"] if left_out else []
-        tokens, length = count(context.text), self.sampling.max_sequence_length
-        while length < tokens:
-            length *= 2
+        length = padded_length(count(context.text), self.sampling.max_sequence_length)
         return context, min(length, limit), notes
 
     def _encode(self, text: str, length: int) -> dict[str, torch.Tensor]:
