@@ -1,7 +1,7 @@
 """The closed loop: plan -> draw -> verify -> correct -> stop. Ports in, events out, a trajectory at the end.
 
 Each phase is a pure function from one `State` to the next; `proceed` composes them. A phase leaves a state
-that has already stopped as it is, so that phases can be laid out in a row without asking in between.
+that has already stopped, or is past it, as it is: phases can be laid out in a row without asking in between.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def plan(state: State, controller: Controller, listen: Listener = ignore) -> Sta
     """The next decision. A VLM that fails ends the run with the best image so far.
 
     Raises VLMError where there is no image yet, ReplyError where a controller twice stops before drawing."""
-    if stopped(state):
+    if state.pending or stopped(state):
         return state
     began = perf_counter()
     try:
@@ -180,10 +180,9 @@ def draw(state: State, generator: Generator, listen: Listener = ignore) -> State
     if pending is None or pending.images or pending.decision.action == "stop" or stopped(state):
         return state
     step = len(state.trajectory.steps)
-    count, notes = _affordable(state, generator)
+    count, warnings = _affordable(state, generator)
     seeds = tuple(candidate_seed(state.trajectory.seed, step, k) for k in range(count))
     conditions = context.build(state.trajectory, pending.decision, state.album)
-    notes += _left_out(state.trajectory, pending.decision)
 
     def on_step(progress: DrawProgress) -> None:
         answer = listen(Drawing(step, progress))
@@ -198,14 +197,18 @@ def draw(state: State, generator: Generator, listen: Listener = ignore) -> State
         state = _charge_closing(state, perf_counter() - began, Usage(), "draw")
         return dataclasses.replace(state, stop=cancelled.thing)
     seconds = _phases(drawing.seconds, perf_counter() - began)
+    warnings += drawing.notes
     pending = dataclasses.replace(
         pending,
         images=tuple(to_rgb(image) for image in drawing.images),
         seeds=seeds,
         cost=pending.cost + Cost(drawing.nfe, seconds),
-        notes=(*pending.notes, *notes, *drawing.notes),
+        notes=(*pending.notes, *_left_out(state.trajectory, pending.decision), *warnings),
     )
-    return _heed(dataclasses.replace(state, pending=pending), listen(Drawn(step, seeds, drawing)))
+    answer = listen(Drawn(step, seeds, drawing))
+    for warning in warnings:
+        answer = _merge(answer, listen(Warned(warning)))
+    return _heed(dataclasses.replace(state, pending=pending), answer)
 
 
 def verify(state: State, verifier: Verifier, listen: Listener = ignore) -> State:

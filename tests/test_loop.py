@@ -333,6 +333,23 @@ def test_a_run_taken_up_in_the_middle_ends_like_the_whole():
     assert [s.candidates for s in rest.trajectory.steps] == [s.candidates for s in whole.trajectory.steps]
 
 
+def test_what_a_generator_leaves_out_is_noted_and_told():
+    class Forgetful(FakeGenerator):
+        def draw(self, context, size, seeds, on_step=None):
+            return dataclasses.replace(super().draw(context, size, seeds, on_step), notes=("left out r_0",))
+
+    listen, heard = listen_to(events.Warned)
+    state = run(Ports(FakeController(), Forgetful([250]), FakeVerifier()), listen=listen)
+    assert "left out r_0" in state.trajectory.steps[0].notes
+    assert events.Warned("left out r_0") in heard
+
+
+def test_planning_twice_keeps_the_first_plan():
+    given = ports([250])
+    state = loop.plan(loop.start(GOAL, [], given.controller), given.controller)
+    assert loop.plan(state, given.controller) is state
+
+
 def test_a_finished_run_is_left_as_it_is():
     state = run(ports([250]))
     listen, heard = listen_to(events.Stopped)
