@@ -13,15 +13,13 @@ from server import PromptServer
 from ..clvr import events
 from ..clvr.report import candidate_label
 from ..clvr.trajectory import Trajectory, Verdict
+from .pixels import enlarged
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PREVIEW_SECONDS = 0.2
 """Decoding a preview costs time, and nobody sees more than a few a second."""
-PREVIEW_PIXELS = 256
-"""Smaller pictures are enlarged, so that the built-in model's 64 px show up on a node."""
-
 interrupted = comfy.model_management.throw_exception_if_processing_interrupted
 
 
@@ -44,8 +42,15 @@ class Live:
         if isinstance(event, events.Settled):
             for k, image in enumerate(event.images):
                 self.candidates[candidate_label(event.step.index, k)] = image
-        server = PromptServer.instance
-        server.send_sync("clvr.event", {"node": self._node, **describe(event)}, server.client_id)
+        server, told = PromptServer.instance, describe(event)
+        server.send_sync("clvr.event", {"node": self._node, **told}, server.client_id)
+        if line := in_short(told):
+            server.send_progress_text(line, self._node, server.client_id)
+
+    def close(self, image: Image | None) -> None:
+        """Fill the bar and leave the run's picture on the node in the place of the last preview."""
+        picture = enlarged(image) if image else None
+        ComfyAPISync().execution.set_progress(1, 1, node_id=self._node, preview_image=picture)
 
     def _progress(self, event: events.Drawing) -> None:
         """The bar counts this node's drawing steps over all the rounds that it may take."""
@@ -53,17 +58,12 @@ class Live:
             self._first = event.step
         progress, picture = event.progress, None
         if progress.preview and time.monotonic() - self._shown >= PREVIEW_SECONDS:
-            picture = _enlarged(progress.preview())
+            picture = enlarged(progress.preview())
             self._shown = time.monotonic()
         done = (event.step - self._first) * progress.steps + progress.step
         ComfyAPISync().execution.set_progress(
             done, self._rounds * progress.steps, node_id=self._node, preview_image=picture
         )
-
-
-def _enlarged(image: Image) -> Image:
-    factor = PREVIEW_PIXELS // max(image.size)
-    return image.resize((image.width * factor, image.height * factor), 0) if factor > 1 else image
 
 
 def describe(event: events.Event) -> Mapping[str, Any]:
@@ -91,6 +91,18 @@ def describe(event: events.Event) -> Mapping[str, Any]:
             return {"kind": "warned", "message": message}
         case events.Stopped(reason, trajectory):
             return {"kind": "stopped", "reason": reason, "rounds": len(trajectory.steps)}
+
+
+def in_short(told: Mapping[str, Any]) -> str:
+    """A line for the node itself. It holds no word of a VLM: the frontend shows it as HTML."""
+    number = told.get("step", 0) + 1
+    if told["kind"] == "planned":
+        return f"Round {number}: {told['action']}"
+    if told["kind"] == "settled":
+        verdict = "kept" if told["accepted"] else "rolled back"
+        checked = "" if told["passing"] is None else f", {told['passing']} of {told['checks']} checks pass"
+        return f"Round {number}: {verdict}{checked}"
+    return ""
 
 
 def tally(trajectory: Trajectory, verdict: Verdict | None) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from comfy_api.latest import io, ui
 from .sockets import Cast, Controller, Generator, Run, ThinkingBudget, Trajectory, Verifier
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
     from torch import Tensor
 
     from ..clvr import ports
@@ -205,7 +208,15 @@ class CLVRClosedLoop(io.ComfyNode):
             run = run.after(loop.proceed(state, cast, listen), live.candidates)
         report = records.present(run, kept, records.metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo))
         final, sheet = records.pictures_of(run)
-        return io.NodeOutput(final, sheet, run, str(report), ui=ui.PreviewImage(final, cls=cls))
+        live.close(run.state.best)
+        return io.NodeOutput(final, sheet, run, str(report), ui=shown([run.state.best], cls))
+
+
+def shown(images: Sequence[Image | None], node: type[io.ComfyNode]) -> ui.PreviewImage:
+    """Pictures to look at on a node, enlarged where they are small."""
+    from .pixels import enlarged, to_tensor
+
+    return ui.PreviewImage(to_tensor([enlarged(image) for image in images if image]), cls=node)
 
 
 def settings_for(budget: Budget | None, width: int, height: int, size: ports.Size | None = None) -> Settings:

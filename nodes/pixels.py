@@ -10,6 +10,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+SHOWN = 512
+"""Pixels of the longer side up to which small pictures are enlarged to look at."""
+
+
+def enlarged(image: Image) -> Image:
+    """By the largest whole factor that keeps within SHOWN, with hard pixels; a larger picture as it is."""
+    factor = SHOWN // max(image.size)
+    return image.resize((image.width * factor, image.height * factor), 0) if factor > 1 else image
+
+
 def to_tensor(images: Sequence[Image]) -> Tensor:
     """[B, H, W, 3] in [0, 1]. Pictures of another size than the first are scaled to it."""
     import numpy as np

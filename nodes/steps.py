@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .loop import goal_inputs, optional_inputs, settings_for
+from .loop import goal_inputs, optional_inputs, settings_for, shown
 from .sockets import Cast, Controller, Generator, LoopState, Run, Trajectory, Verifier
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..clvr.loop import State
 
 CATEGORY = "CLVR/steps"
+MARKS = {"pass": "✓", "fail": "✗", "unjudged": "?", "skipped": "–"}
 
 
 def state_input() -> io.Input:
@@ -105,10 +106,12 @@ class CLVRGenerate(io.ComfyNode):
         from .live import Live
         from .pixels import to_tensor
 
-        state = loop.draw(run.state, generator.port, Live(cls.hidden.unique_id))
+        live = Live(cls.hidden.unique_id)
+        state = loop.draw(run.state, generator.port, live)
         drawn = state.pending.images if state.pending else ()
-        shown = drawn or ([state.best] if state.best else [_blank(generator.port.default_size)])
-        return io.NodeOutput(run.after(state, generator=generator), to_tensor(shown))
+        images = drawn or [state.best or _blank(generator.port.default_size)]
+        live.close(images[0])
+        return io.NodeOutput(run.after(state, generator=generator), to_tensor(images), ui=shown(images, cls))
 
 
 class CLVRVerify(io.ComfyNode):
@@ -170,7 +173,7 @@ class CLVRFinish(io.ComfyNode):
         from .records import pictures_of
 
         done = run.after(loop.finish(run.state, listen=Live(cls.hidden.unique_id)))
-        return io.NodeOutput(*pictures_of(done), done)
+        return io.NodeOutput(*pictures_of(done), done, ui=shown([done.state.best], cls))
 
 
 NODES = [CLVRStart, CLVRPlan, CLVRGenerate, CLVRVerify, CLVRFinish]
@@ -194,7 +197,7 @@ def _verdict(state: State) -> str:
     if verdict is None:
         return "kept" if step.accepted else "rolled back"
     outcomes = verdict.effective(state.trajectory.goal.checks)
-    return "\n".join(f"{outcome}: {check.question}" for check, outcome in outcomes)
+    return "\n".join(f"{MARKS[outcome]} {check.question}" for check, outcome in outcomes)
 
 
 def _blank(size: tuple[int, int]) -> Image:
