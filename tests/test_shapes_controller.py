@@ -1,4 +1,4 @@
-"""The rule-based controller reaches its goals with a generator that obeys, and with one that often does not."""
+"""The rule-based controller reaches its goals with a generator that obeys, and one that often does not."""
 
 from __future__ import annotations
 

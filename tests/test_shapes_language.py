@@ -6,7 +6,7 @@ import contextlib
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clvr.errors import GrammarError
@@ -41,28 +41,33 @@ def specs(draw: st.DrawFn) -> Spec:
     return Spec(groups, relations)
 
 
+@settings(deadline=None)
 @given(specs(), st.booleans())
 def test_a_written_prompt_reads_back(spec: Spec, prefix: bool) -> None:
     assert parse(prompt_words(spec, prefix)) == spec
 
 
+@settings(deadline=None)
 @given(NOUNS, st.booleans())
 def test_a_written_description_reads_back(noun: Noun, many: bool) -> None:
     assert read_noun(noun_words(noun, many)) == noun
 
 
+@settings(deadline=None)
 @given(SEEDS, st.sampled_from(sampler.CATEGORIES))
 def test_a_sampled_prompt_reads_back(seed: int, category: str) -> None:
     text, spec = sampler.prompt(category, random.Random(seed))
     assert parse(text) == spec
 
 
+@settings(deadline=None)
 @given(SEEDS, st.sampled_from(KINDS), st.floats(0, 1))
 def test_a_sampled_edit_reads_back(seed: int, kind: str, placed: float) -> None:
     edit = sampler.edit_sample(kind, random.Random(seed), placed=placed)[1]
     assert parse_edit(say(edit)) == edit
 
 
+@settings(deadline=None)
 @given(st.sampled_from(CELLS), NOUNS)
 def test_a_place_reads_back(cell: tuple[int, int], noun: Noun) -> None:
     spec = Spec((Group(noun, 1, cell),))
@@ -157,6 +162,7 @@ def test_an_instruction_outside_the_grammar_is_refused() -> None:
             parse_edit(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     for read in (parse, parse_edit):

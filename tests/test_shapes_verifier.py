@@ -123,6 +123,7 @@ def test_an_unknown_question_is_unjudged() -> None:
     assert verdict.results[0].evidence[0].note
 
 
+@settings(deadline=None)
 @given(SEEDS, st.sampled_from(sampler.CATEGORIES))
 def test_every_realised_scene_passes_its_checklist(seed: int, category: str) -> None:
     rng = random.Random(seed)
@@ -159,6 +160,7 @@ def test_one_object_too_many_fails() -> None:
     assert verdict.outcome("total") == "fail"
 
 
+@settings(deadline=None)
 @given(SEEDS, st.sampled_from(KINDS))
 def test_every_edit_passes_its_expectations_and_nothing_else_does(seed: int, kind: str) -> None:
     scene, edit = sampler.edit_sample(kind, random.Random(seed))
@@ -171,6 +173,7 @@ def test_every_edit_passes_its_expectations_and_nothing_else_does(seed: int, kin
         assert not judge_found(spoiled, asked, before).satisfied(asked)
 
 
+@settings(deadline=None)
 @given(SEEDS, st.sampled_from(KINDS))
 def test_every_question_reads_back(seed: int, kind: str) -> None:
     rng = random.Random(seed)
