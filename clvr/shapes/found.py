@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..trajectory import Box
 from .scene import GRID, Cell, Item, Noun, Scene
@@ -22,7 +22,7 @@ class Found:
     centre: tuple[float, float]
     box: Box
     confidence: float = 1.0
-    likely: Noun = Noun()
+    likely: Noun = field(default_factory=Noun)
 
     @property
     def clear(self) -> bool:

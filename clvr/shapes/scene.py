@@ -136,8 +136,8 @@ def related(a: Cell, kind: str, b: Cell) -> bool:
 
 
 def entailed(spec: Spec) -> Spec:
-    """The spec with the relations that overlapping descriptions bring along: with a red circle and a blue one,
-    'the circles' of a third group means those two as well."""
+    """The spec with the relations that overlapping descriptions bring along: a relation of 'a circle'
+    holds for the red circle of another group as well."""
     relations: dict[Relation, None] = {}
     for r in spec.relations:
         a, b = spec.groups[r.a].noun, spec.groups[r.b].noun
@@ -152,8 +152,8 @@ def entailed(spec: Spec) -> Spec:
 
 
 def meant_by(noun: Noun, other: Noun, candidate: Noun) -> bool:
-    """Whether `noun` means such an object in a sentence that names `other` too: 'a circle left of a red circle'
-    means a circle that is not red."""
+    """Whether `noun` means such an object in a sentence that names `other` too: in 'a circle left of a
+    red circle' the first one is not red."""
     return noun.covers(candidate) and not (noun.covers(other) and other.covers(candidate))
 
 
@@ -276,7 +276,7 @@ def _item(noun: Noun, cell: Cell, absent: Sequence[Noun], rng: random.Random) ->
         if not any(n.matches(item) for n in absent):
             return item
     raise GrammarError(
-        "The prompt leaves no shape or color for one of its objects.", "Drop its 'no …' part or name the object."
+        "The prompt leaves no shape or color for one of its objects.", "Drop a 'no …' or name the object."
     )
 
 
