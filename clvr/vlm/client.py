@@ -47,6 +47,31 @@ class _Answer:
     text: str
 
 
+class _Line:
+    """The connection of one call. Another thread may cut it: the server then stops generating for nobody."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._is_cut = False
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Called by httpcore; a line that was cut before it stood is cut as soon as it stands."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            with self._lock:
+                self._socket = info["return_value"].get_extra_info("socket")
+                already = self._is_cut
+            if already:
+                self.cut()
+
+    def cut(self) -> None:
+        with self._lock:
+            self._is_cut = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):  # it may have ended by itself
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+
 class _RefusedError(VLMError):
     """The server understood the request and will not take it as it is."""
 
@@ -82,7 +107,6 @@ class OpenAIClient:
         self._waiting = waiting
         self._pictures = wire.Pictures(self.settings.image_side)
         self._refused: frozenset[str] = frozenset()
-        self._socket: socket.socket | None = None
         self._http = httpx.Client(
             timeout=httpx.Timeout(self.settings.read, connect=self.settings.connect),
             # A proxy from the environment must not see what is meant for this machine.
@@ -160,7 +184,7 @@ class OpenAIClient:
         while True:
             retry_after = None
             try:
-                answer = self._interruptible(lambda: self._exchange(method, path, body))
+                answer = self._interruptible(lambda line: self._exchange(method, path, body, line))
                 if answer.status not in _RETRIED or attempt == self.settings.retries:
                     return self._content(answer)
                 retry_after = answer.headers.get("retry-after")
@@ -185,15 +209,16 @@ class OpenAIClient:
                 self._waiting()
             time.sleep(min(left, _POLL))
 
-    def _interruptible(self, work: Callable[[], _Answer]) -> _Answer:
+    def _interruptible(self, work: Callable[[_Line], _Answer]) -> _Answer:
         """`work` in a thread of its own where someone wants to look in meanwhile."""
         if self._waiting is None:
-            return work()
+            return work(_Line())
+        line = _Line()
         outcome: list[_Answer | BaseException] = []
 
         def run() -> None:
             try:
-                outcome.append(work())
+                outcome.append(work(line))
             except BaseException as error:  # handed over to the caller's thread
                 outcome.append(error)
 
@@ -204,27 +229,17 @@ class OpenAIClient:
                 self._waiting()
                 thread.join(_POLL)
         except BaseException:
-            self._hang_up()
+            line.cut()
             raise
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         return outcome[0]
 
-    def _hang_up(self) -> None:
-        """End the call in flight, so that the server stops generating for nobody."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # it may have ended by itself
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            self._socket = info["return_value"].get_extra_info("socket")
-
-    def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None) -> _Answer:
+    def _exchange(self, method: str, path: str, body: Mapping[str, Any] | None, line: _Line) -> _Answer:
         """One request. Raises VLMConnectionError, VLMTimeoutError, and VLMError for an answer too long."""
         url = self._address.url
         try:
-            return self._stream(method, f"{url}/{path}", body)
+            return self._stream(method, f"{url}/{path}", body, line)
         except httpx.ConnectTimeout:
             raise VLMConnectionError(
                 f"No VLM server answers at {url} within {self.settings.connect:g} seconds.", _START_ONE
@@ -241,10 +256,10 @@ class OpenAIClient:
                 f"The connection to {url} broke ({type(error).__name__}).", "Look at the server's log."
             ) from None
 
-    def _stream(self, method: str, url: str, body: Mapping[str, Any] | None) -> _Answer:
+    def _stream(self, method: str, url: str, body: Mapping[str, Any] | None, line: _Line) -> _Answer:
         end = time.monotonic() + self.settings.read
         content = bytearray()
-        with self._http.stream(method, url, json=body, extensions={"trace": self._trace}) as response:
+        with self._http.stream(method, url, json=body, extensions={"trace": line.trace}) as response:
             for chunk in response.iter_bytes():
                 content += chunk
                 if len(content) > self.settings.max_body:
@@ -293,7 +308,7 @@ class OpenAIClient:
     def _not_found(self, status: int, said: str) -> VLMSetupError:
         """Which of both is missing, the model or the API, as far as the server tells."""
         url = self._address.url
-        answer = self._interruptible(lambda: self._exchange("GET", "models", None))
+        answer = self._interruptible(lambda line: self._exchange("GET", "models", None, line))
         try:
             data = json.loads(answer.text) if answer.status == 200 else None
         except (ValueError, RecursionError):
