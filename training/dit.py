@@ -107,9 +107,9 @@ class Trainer:
 
     def _drop(self, batch: Batch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask with a share of the prompts replaced by the empty one (the references stay)."""
-        dropped = torch.rand(batch.size) < share
-        if not dropped.any():
+        if not share:
             return batch.ids, batch.mask
+        dropped = torch.rand(batch.size) < share
         ids, mask = batch.ids.clone(), batch.mask.clone()
         length = ids.shape[1]
         empty = self.empty + [self.tokenizer.pad_token_id] * (length - len(self.empty))
