@@ -72,14 +72,14 @@ def given():
 
 @pytest.fixture(scope="module")
 def computed(comfy, twin, given, tmp_path_factory):
-    """What ComfyUI makes of the given tensors, and the name of the model class that its loader chose."""
+    """What ComfyUI makes of the given tensors, and what its loader took the twin for."""
     folder = tmp_path_factory.mktemp("computed")
     save_file(given, folder / "given.safetensors")
     worker = Path(__file__).with_name("flux2_comfy_worker.py")
     files = [str(f) for f in (comfy, twin, folder / "given.safetensors", folder / "out.safetensors")]
     done = subprocess.run([sys.executable, str(worker), *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "out.safetensors"), done.stdout.split()[-1]
+    return load_file(folder / "out.safetensors"), done.stdout.split("loaded ")[-1].split()
 
 
 def velocity(pipeline, given, references):
@@ -108,7 +108,9 @@ def assert_close(one, other):
 
 
 def test_the_loader_recognises_the_twin(computed):
-    assert computed[1] == "Flux2"
+    assert computed[1][0] == "Flux2"
+    if "48" in computed[1]:
+        pytest.skip("THIS COMFYUI KNOWS NO KLEIN (48 heads only): name one of 2026 by COMFYUI_PATH")
 
 
 @pytest.mark.parametrize("name", ["plain", "referenced"])
