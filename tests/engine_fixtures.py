@@ -120,7 +120,7 @@ def kill_test_parts():
 
 
 def main(folder):
-    """Start the run in `folder`, or continue it."""
+    """Start the run in `folder`, or continue it. A line on stdout for each moment worth a kill."""
     import pathlib
 
     from clvr import journal, loop
@@ -134,8 +134,14 @@ def main(folder):
         log = journal.Journal.create(folder)
         state = loop.start(goal, [reference], ports.controller, settings, seed=7)
         log.begin(journal.Header.of(state, SIZE), [reference])
+
+    def listen(event):
+        print(event.__class__.__name__, flush=True)
+        log.listen(event)
+        print("written", flush=True)
+
     with log:
-        loop.proceed(state, ports, log.listen)
+        loop.proceed(state, ports, listen)
 
 
 if __name__ == "__main__":
