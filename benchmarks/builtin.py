@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from clvr.shapes.controller import ShapesController
 from PIL.Image import Image
 
 from clvr import builtin, loop
@@ -28,6 +27,7 @@ from clvr.errors import GrammarError
 from clvr.flux2.generator import Flux2Generator
 from clvr.ports import Generator
 from clvr.shapes.checks import checklist, expectations
+from clvr.shapes.controller import ShapesController
 from clvr.shapes.edits import KINDS, Edit, say
 from clvr.shapes.phrases import prompt_words, sayable
 from clvr.shapes.render import render
@@ -163,7 +163,7 @@ def compare(generator: Generator, count: int, rounds: int, seed: int) -> list[st
     mean = sum(images) / len(images)
     complexity_mean = sum(complexity(s, t) for t, s in made) / len(made)
     lines = [
-        f"Prompts of 3 to 5 objects: {count}, mean complexity {complexity_mean:.1f}; the loop drew {mean:.2f} images a prompt.",
+        f"{count} prompts of 3 to 5 objects, complexity {complexity_mean:.1f}; {mean:.2f} images each in the loop.",
         "",
         "| way | images a prompt | passes [95 %] |",
         "| --- | --- | --- |",
@@ -176,9 +176,7 @@ def compare(generator: Generator, count: int, rounds: int, seed: int) -> list[st
         "| --- | --- | --- |",
     ]
     for size in sorted(by_size):
-        lines.append(
-            f"| {size} | {_rate(a for a, _ in by_size[size])} | {_rate(b for _, b in by_size[size])} |"
-        )
+        lines.append(f"| {size} | {_rate(a for a, _ in by_size[size])} | {_rate(b for _, b in by_size[size])} |")
     return lines
 
 
@@ -187,9 +185,7 @@ def _rate(outcomes: Iterable[bool]) -> Rate:
     return Rate(sum(listed), len(listed))
 
 
-def table(
-    sampler: Sampler, names: Sequence[str], count: int, seed: int, steps: int, guidance: float
-) -> list[str]:
+def table(sampler: Sampler, names: Sequence[str], count: int, seed: int, steps: int, guidance: float) -> list[str]:
     lines = ["| task | passes [95 %] | target |", "| --- | --- | --- |"]
     for name in names:
         rng = random.Random(f"{seed}:{name}")
@@ -203,9 +199,7 @@ def table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=builtin.PATH)
     parser.add_argument("--only", choices=("text", "edits", "loop"), action="append")
     parser.add_argument("--n", type=int, default=200, help="prompts for each line")
@@ -229,10 +223,9 @@ def main() -> None:
         found = compare(generator, options.n, options.rounds, options.seed)
         print("\n".join(found), flush=True)
         lines += found
-    lines += [
-        "",
-        f"{options.n} prompts a line, {options.steps} steps, CFG {options.guidance:g}, seed {options.seed}, torch {torch.__version__}, {(time.monotonic() - began) / 60:.1f} min.",
-    ]
+    minutes = (time.monotonic() - began) / 60
+    how = f"{options.n} prompts a line, {options.steps} steps, CFG {options.guidance:g}, seed {options.seed}"
+    lines += ["", f"{how}, torch {torch.__version__}, {minutes:.1f} min."]
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
 

@@ -50,9 +50,7 @@ def publish(trainer: Trainer, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--run", type=Path, default=Path("runs/builtin"), help="checkpoints and curves")
     parser.add_argument("--out", type=Path, default=Path("clvr/builtin"), help="where the model folder goes")

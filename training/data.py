@@ -56,9 +56,7 @@ def single_edit(rng: random.Random, kind: str | None = None, held: bool = False)
 
 def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
     """The rounds of one run towards a goal: a first drawing, additions, slips and their corrections."""
-    text, spec = prompt(
-        rng.choices(("complex", "attribution", "position", "counting"), (5, 1, 1, 1))[0], rng, held
-    )
+    text, spec = prompt(rng.choices(("complex", "attribution", "position", "counting"), (5, 1, 1, 1))[0], rng, held)
     goal = realise(spec, rng)
     seed = rng.getrandbits(31)
     wanted = rng.sample(goal.items, len(goal.items))
@@ -73,19 +71,13 @@ def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
         scene = apply(scene, change)
         if rng.random() < 0.12:
             scene = _slip(scene, rng)
-        extras = (
-            rng.sample(history[:-1], min(len(history) - 1, rng.randint(1, 3))) if rng.random() < 0.15 else []
-        )
-        rounds.append(
-            (Decision("edit", reasoning.because(change), say(change)), scene, (history[-1], *extras))
-        )
+        extras = rng.sample(history[:-1], min(len(history) - 1, rng.randint(1, 3))) if rng.random() < 0.15 else []
+        rounds.append((Decision("edit", reasoning.because(change), say(change)), scene, (history[-1], *extras)))
         history.append(scene)
     return list(_as_samples(text, rounds, seed))
 
 
-def _as_samples(
-    goal: str, rounds: Sequence[tuple[Decision, Scene, tuple[Scene, ...]]], seed: int
-) -> Iterator[Sample]:
+def _as_samples(goal: str, rounds: Sequence[tuple[Decision, Scene, tuple[Scene, ...]]], seed: int) -> Iterator[Sample]:
     turns: list[Turn] = []
     for index, (decision, scene, references) in enumerate(rounds):
         newest = Turn(index, narrate(decision))
@@ -209,8 +201,7 @@ def batches(
         mask = (ids != pad).long()
         target = latents[[where[made[n].target] for n in chosen]]
         references = [
-            latents[[where[made[n].references[k]] for n in chosen]]
-            for k in range(len(made[chosen[0]].references))
+            latents[[where[made[n].references[k]] for n in chosen]] for k in range(len(made[chosen[0]].references))
         ]
         yield Batch(ids, mask, target, torch.cat(references, 1) if references else target[:, :0])
 

@@ -22,6 +22,8 @@ from .config import BuiltinConfig
 from .data import Batch, Encoder, batches, held_out, samples
 from .model import embed, make_text_encoder, make_transformer, tokenize
 from .optim import Average, Muon, flatten, schedule, split, unflatten
+from .sampling import Sampler, ids_of
+from .sheets import curves, sheet
 
 
 @dataclass
@@ -33,18 +35,6 @@ class Position:
     shard: int = 0
     batch: int = 0
     seconds: float = 0.0
-
-
-def ids_of(tokens: int, side: int, references: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Position ids (T, H, W, L): text [tokens, 4], images [side^2 * (1 + references), 4]; reference i has
-    T = 10 + 10 i, as Flux2KleinPipeline gives them."""
-    text = torch.zeros(tokens, 4)
-    text[:, 3] = torch.arange(tokens)
-    grid = torch.cartesian_prod(
-        torch.arange(1), torch.arange(side), torch.arange(side), torch.arange(1)
-    ).float()
-    images = [grid] + [grid + torch.tensor([10.0 + 10 * i, 0, 0, 0]) for i in range(references)]
-    return text, torch.cat(images)
 
 
 def times(count: int, shift: float, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -83,9 +73,7 @@ class Trainer:
         self.empty = tokenize(tokenizer, "")
         self.forward = torch.compile(self.transformer, dynamic=True) if o.compile else self.transformer
 
-    def loss(
-        self, batch: Batch, generator: torch.Generator | None = None, dropout: float = 0.0
-    ) -> torch.Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator | None = None, dropout: float = 0.0) -> torch.Tensor:
         """Mean squared error of the velocity eps - x0 over the target's tokens."""
         ids, mask = self._drop(batch, dropout)
         context = embed(self.text, ids, mask, self.config.text.out_layers)
@@ -139,14 +127,31 @@ class Trainer:
                     self._log(value)
                 now = time.monotonic()
                 if now - saved > self.config.checkpoint_minutes * 60 or self._over(stop):
-                    self._log(value, self.validate(validation))
-                    self.save()
+                    self._report(value, validation)
                     saved = now
                 if self._over(stop):
                     return
             self.at.shard, self.at.batch = self.at.shard + 1, 0
-        self._log(0.0, self.validate(validation))
+        self._report(0.0, validation)
+
+    def _report(self, loss: float, validation: list[tuple[str, Batch]]) -> None:
+        """Checkpoint, then what a person looks at: validation loss, curves, a sheet of pictures."""
+        self._log(loss, self.validate(validation))
         self.save()
+        curves(self.folder)
+        with self.averaged():
+            sheet(self.sampler(), self.folder / "samples.png")
+
+    def sampler(self) -> Sampler:
+        """The live weights, for drawing."""
+        return Sampler(
+            self.text,
+            self.tokenizer,
+            self.transformer,
+            self.encoder.vae,
+            self.config.text.out_layers,
+            self.config.data.length,
+        )
 
     def _over(self, stop: float | None) -> bool:
         return self.at.samples >= self.config.optim.samples or (stop is not None and time.monotonic() > stop)

@@ -127,9 +127,7 @@ def save_folder(
     """Write the pipeline in `dtype` as safetensors, and `clvr.json` with its sampling defaults."""
     parts = {"vae": vae, "text_encoder": text_encoder, "transformer": transformer}
     copies = {name: copy.deepcopy(module).to(dtype) for name, module in parts.items()}
-    pipeline = Flux2KleinPipeline(
-        scheduler=make_scheduler(), tokenizer=tokenizer, is_distilled=distilled, **copies
-    )
+    pipeline = Flux2KleinPipeline(scheduler=make_scheduler(), tokenizer=tokenizer, is_distilled=distilled, **copies)
     pipeline.save_pretrained(folder, safe_serialization=True)
     defaults = {
         "height": config.resolution,

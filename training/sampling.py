@@ -14,7 +14,6 @@ from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from clvr.flux2.generator import padded_length
 
-from .dit import ids_of
 from .model import denormalise, embed, make_scheduler, normalise, tokenize_all
 from .vae import decode, mean_latents, to_tensor
 
@@ -25,6 +24,16 @@ def sigmas(steps: int, tokens: int) -> torch.Tensor:
     mu = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     return scheduler.sigmas
+
+
+def ids_of(tokens: int, side: int, references: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Position ids (T, H, W, L): text [tokens, 4], images [side^2 * (1 + references), 4]; reference i has
+    T = 10 + 10 i, as Flux2KleinPipeline gives them."""
+    text = torch.zeros(tokens, 4)
+    text[:, 3] = torch.arange(tokens)
+    grid = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side), torch.arange(1)).float()
+    images = [grid] + [grid + torch.tensor([10.0 + 10 * i, 0, 0, 0]) for i in range(references)]
+    return text, torch.cat(images)
 
 
 class Sampler:

@@ -42,9 +42,7 @@ def labels(scenes: list[Scene]) -> torch.Tensor:
     for n, scene in enumerate(scenes):
         for item in scene.items:
             p = item.cell[0] * GRID + item.cell[1]
-            out[n, p] = torch.tensor(
-                (SHAPES.index(item.shape) + 1, COLORS.index(item.color), SIZES.index(item.size))
-            )
+            out[n, p] = torch.tensor((SHAPES.index(item.shape) + 1, COLORS.index(item.color), SIZES.index(item.size)))
     return out
 
 
@@ -83,9 +81,7 @@ def train(config: VAEConfig, resolution: int, log: Callable[[str], None]) -> Aut
     probe = nn.Linear(128, sum(_HEADS))
     parameters = [*vae.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.steps, pct_start=0.05
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.05)
     started = time.monotonic()
     vae.train()
     for step in range(config.steps):
