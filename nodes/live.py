@@ -90,19 +90,20 @@ def describe(event: events.Event) -> Mapping[str, Any]:
         case events.Warned(message):
             return {"kind": "warned", "message": message}
         case events.Stopped(reason, trajectory):
-            return {"kind": "stopped", "reason": reason, "rounds": len(trajectory.steps)}
+            best = tally(trajectory, trajectory.best.winner.active if trajectory.best else None)
+            return {"kind": "stopped", "reason": reason, "rounds": len(trajectory.steps), **best}
 
 
 def in_short(told: Mapping[str, Any]) -> str:
     """A line for the node itself. It holds no word of a VLM: the frontend shows it as HTML."""
-    number = told.get("step", 0) + 1
     if told["kind"] == "planned":
-        return f"Round {number}: {told['action']}"
-    if told["kind"] == "settled":
-        verdict = "kept" if told["accepted"] else "rolled back"
-        checked = "" if told["passing"] is None else f", {told['passing']} of {told['checks']} checks pass"
-        return f"Round {number}: {verdict}{checked}"
-    return ""
+        return f"Round {told['step'] + 1}: {told['action']}"
+    if told["kind"] not in ("settled", "stopped"):
+        return ""
+    checked = "" if told["passing"] is None else f", {told['passing']} of {told['checks']} checks pass"
+    if told["kind"] == "stopped":
+        return f"Best of {told['rounds']} rounds{checked}"
+    return f"Round {told['step'] + 1}: {'kept' if told['accepted'] else 'rolled back'}{checked}"
 
 
 def tally(trajectory: Trajectory, verdict: Verdict | None) -> dict[str, Any]:

@@ -34,9 +34,7 @@ class CLVRThinkingBudget(io.ComfyNode):
             description="How much the loop may spend, and when it may stop earlier.",
             inputs=[
                 io.Int.Input("rounds", default=8, min=1, max=50, tooltip="Drawings of the loop, at most."),
-                io.Int.Input(
-                    "candidates", default=1, min=1, max=16, tooltip="Images a round; the best is kept."
-                ),
+                io.Int.Input("candidates", default=1, min=1, max=16, tooltip="Images a round; the best is kept."),
                 io.Int.Input(
                     "evaluations",
                     default=0,
@@ -47,9 +45,7 @@ class CLVRThinkingBudget(io.ComfyNode):
                 io.Float.Input(
                     "seconds", default=0.0, min=0.0, max=86400.0, step=1.0, tooltip="Wall time. 0: no limit."
                 ),
-                io.Int.Input(
-                    "vlm_calls", default=0, min=0, max=10_000, tooltip="Calls of the VLM. 0: no limit."
-                ),
+                io.Int.Input("vlm_calls", default=0, min=0, max=10_000, tooltip="Calls of the VLM. 0: no limit."),
                 io.Int.Input(
                     "verify_every",
                     default=1,
@@ -123,20 +119,14 @@ def goal_inputs() -> list[io.Input]:
             tooltip="Fixes everything that is random: the same seed gives the same run.",
         ),
         io.Int.Input("width", default=0, min=0, max=4096, step=16, tooltip="Pixels. 0: the generator's own."),
-        io.Int.Input(
-            "height", default=0, min=0, max=4096, step=16, tooltip="Pixels. 0: the generator's own."
-        ),
+        io.Int.Input("height", default=0, min=0, max=4096, step=16, tooltip="Pixels. 0: the generator's own."),
     ]
 
 
 def optional_inputs() -> list[io.Input]:
     return [
-        ThinkingBudget.Input(
-            "budget", optional=True, tooltip="How much the run may spend. Without it: 8 rounds."
-        ),
-        io.Image.Input(
-            "references", optional=True, tooltip="Pictures that the prompt speaks of, as a batch."
-        ),
+        ThinkingBudget.Input("budget", optional=True, tooltip="How much the run may spend. Without it: 8 rounds."),
+        io.Image.Input("references", optional=True, tooltip="Pictures that the prompt speaks of, as a batch."),
     ]
 
 

@@ -197,9 +197,7 @@ class CLVRVLMServer(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, address: str, model: str, seconds: float, retries: int, max_tokens: int
-    ) -> io.NodeOutput:
+    def execute(cls, address: str, model: str, seconds: float, retries: int, max_tokens: int) -> io.NodeOutput:
         import os
 
         from ..clvr.models import Choice, api_key

@@ -31,9 +31,7 @@ def new_folder(prefix: str) -> Path:
     output = Path(folder_paths.get_output_directory()).resolve()
     wanted = (output / prefix).resolve()
     if not wanted.is_relative_to(output) or wanted == output:
-        raise RunFolderError(
-            f"'{prefix}' lies outside of ComfyUI's output folder.", "Give a name like clvr/run."
-        )
+        raise RunFolderError(f"'{prefix}' lies outside of ComfyUI's output folder.", "Give a name like clvr/run.")
     for number in itertools.count(1):
         folder = wanted.with_name(f"{wanted.name}_{number:05}")
         try:

@@ -126,9 +126,7 @@ class CLVRVerify(io.ComfyNode):
             outputs=[
                 LoopState.Output(display_name="run"),
                 io.Image.Output(display_name="canvas", tooltip="What the next round starts from."),
-                io.Float.Output(
-                    display_name="score", tooltip="Share of passing checks; 0 where none was judged."
-                ),
+                io.Float.Output(display_name="score", tooltip="Share of passing checks; 0 where none was judged."),
                 io.String.Output(display_name="verdict"),
             ],
             hidden=[io.Hidden.unique_id],

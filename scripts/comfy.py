@@ -278,13 +278,9 @@ class Client:
         events as they come, previews as ("preview", bytes). `patience`: seconds that may pass in silence."""
         import websocket
 
-        connection = websocket.create_connection(
-            f"ws://{self.address}/ws?clientId={self.id}", timeout=patience
-        )
+        connection = websocket.create_connection(f"ws://{self.address}/ws?clientId={self.id}", timeout=patience)
         try:
-            connection.send(
-                json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
-            )
+            connection.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
             prompt = self.queue(workflow, drawn)
             yield "queued", prompt
             while True:

@@ -176,6 +176,8 @@ class Terminal:
 
     def _stopped(self, data: dict[str, Any]) -> None:
         self._say(f"\nStopped after {data['rounds']} rounds: {data['reason']}")
+        if data["passing"] is not None:
+            self._say(f"The best picture passes {data['passing']} of {data['checks']} checks.")
 
     def _say(self, line: str) -> None:
         """A line of its own, over what a bar left behind."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -142,10 +143,17 @@ def test_the_terminal_tells_a_round(capsys):
             "score": 0.5,
             "open": ["Q?"],
         },
-        {"kind": "stopped", "reason": "enough", "rounds": 1},
+        {"kind": "stopped", "reason": "enough", "rounds": 1, "passing": 1, "checks": 2},
     ]
     for event in events:
         show("clvr.event", event)
     told = capsys.readouterr().out
     for part in ("a red circle", "Round 1", "drawn in 4 steps", "1 of 2 checks pass", "Q?", "enough"):
         assert part in told
+
+
+def test_comfyui_manager_installs_what_the_package_needs_but_leaves_torch_alone():
+    listed = [line for line in (comfy.ROOT / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    project = (comfy.ROOT / "pyproject.toml").read_text()
+    needed = re.findall(r'"(.+)"', project.split("dependencies = [")[1].split("]")[0])
+    assert listed == [line for line in needed if line not in ("torch>=2.6", "comfyui-frontend-package")]
