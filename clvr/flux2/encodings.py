@@ -73,7 +73,7 @@ class KleinPipeline(Flux2KleinPipeline):
             add_generation_prompt=True,
             enable_thinking=False,
         )
-        return len(self.tokenizer(templated)["input_ids"])
+        return len(self.tokenizer(templated, verbose=False)["input_ids"])
 
     @torch.no_grad()
     def encode_text(self, text: str, length: int, layers: tuple[int, ...]) -> torch.Tensor:
