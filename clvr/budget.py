@@ -66,7 +66,7 @@ class Budget:
     def describe(self) -> str:
         """The limits that are set, as `parse` reads them."""
         shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return ",".join(f"{k}={v:g}" for k, v in shown.items() if v is not None)
+        return ",".join(f"{k}={v}" for k, v in shown.items() if v is not None)
 
 
 def _at_least_one(name: str, value: object) -> None:

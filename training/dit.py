@@ -67,7 +67,7 @@ class Trainer:
             betas=(0.9, 0.98),
             weight_decay=0.01,
         )
-        self.rates = [(g, g["lr"]) for opt in (self.muon, self.adam) for g in opt.param_groups]
+        self.rates = [(opt, n, g["lr"]) for opt in (self.muon, self.adam) for n, g in enumerate(opt.param_groups)]
         self.average = Average({"transformer": self.transformer, "text": self.text}, o.ema)
         self.at = Position()
         self.empty = tokenize(tokenizer, "")
@@ -159,8 +159,8 @@ class Trainer:
     def step(self, batch: Batch) -> float:
         o = self.config.optim
         factor = schedule(self.at.samples, o.samples, o.warmup * o.batch, o.decay)
-        for group, rate in self.rates:
-            group["lr"] = rate * factor
+        for optimizer, group, rate in self.rates:
+            optimizer.param_groups[group]["lr"] = rate * factor
         value = self.loss(batch, dropout=self.config.data.caption_dropout)
         value.backward()
         torch.nn.utils.clip_grad_norm_([*self.transformer.parameters(), *self.text.parameters()], o.clip)
