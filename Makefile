@@ -26,8 +26,9 @@ bench: setup
 	$(RUN) benchmarks.loop
 	$(RUN) benchmarks.builtin
 
+# glibc otherwise hands large blocks back to the system after every operation, and half of the time goes there
 train-builtin: setup
-	$(RUN) training.builtin
+	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 $(RUN) training.builtin
 
 setup:
 	@scripts/setup
