@@ -219,9 +219,19 @@ def test_a_file_in_the_folders_place_is_told(tmp_path):
         Journal.create(tmp_path / "file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
-def test_a_read_only_folder_is_told(tmp_path):
+@pytest.fixture
+def ordinary_user():
+    """Root may write into read-only folders, so it steps down for a moment."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_a_read_only_folder_is_told(tmp_path, request):
     tmp_path.chmod(0o500)
+    request.getfixturevalue("ordinary_user")
     with pytest.raises(RunFolderError, match="Cannot write"):
         Journal.create(tmp_path / "run")
 
