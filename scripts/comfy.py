@@ -128,7 +128,7 @@ class Server:
         comfy: Path | None = None,
         output: Path | None = None,
         environment: dict[str, str] | None = None,
-        patience: float = 180.0,
+        patience: float = 300.0,
     ) -> None:
         self.comfy = comfy or find()
         self.base = base
