@@ -17,7 +17,7 @@ from clvr.shapes.language import parse, parse_edit
 from clvr.shapes.phrases import PREFIX
 from clvr.shapes.render import render
 from clvr.shapes.sampler import CATEGORIES, KINDS, edit_sample, held_back, prompt
-from training.builtin import prepare, publish
+from training.builtin import begin, prepare, publish
 from training.config import BuiltinConfig, DataConfig, OptimConfig, TextConfig, VAEConfig, load
 from training.data import samples, trajectory
 from training.dit import Trainer
@@ -86,6 +86,17 @@ def test_batched_sampling_equals_the_pipeline(run: Path, tmp_path: Path) -> None
             text_encoder_out_layers=sampler.layers,
         ).images[0]
         assert_close(sampler.images(x)[0], drawn)
+
+
+def test_a_new_run_can_start_from_a_published_model(run: Path, tmp_path: Path) -> None:
+    made = trainer(run, tmp_path / "first", 64)
+    made.step(next(made.shard(0)))
+    publish(made, tmp_path / "model")
+    vae, tokenizer = prepare(TINY, tmp_path / "second", tmp_path / "model")
+    again = Trainer(TINY, vae, tokenizer, tmp_path / "second")
+    begin(again, tmp_path / "model")
+    for name, weight in made.average.shadow.items():
+        assert torch.equal(again.average.shadow[name], weight.bfloat16().float())
 
 
 def assert_close(a: Image.Image, b: Image.Image) -> None:

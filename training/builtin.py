@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLFlux2
-from transformers import Qwen2TokenizerFast
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from .config import BuiltinConfig, load
 from .data import corpus
@@ -25,15 +26,29 @@ from .vae import main as train_vae
 RECIPE = Path(__file__).parent / "recipes" / "builtin.yaml"
 
 
-def prepare(config: BuiltinConfig, folder: Path) -> tuple[AutoencoderKLFlux2, Qwen2TokenizerFast]:
-    """The VAE and the tokenizer of a run: those in its folder, or new ones."""
+def prepare(
+    config: BuiltinConfig, folder: Path, start: Path | None = None
+) -> tuple[AutoencoderKLFlux2, Qwen2TokenizerFast]:
+    """The VAE and the tokenizer of a run: those in its folder, else those of the model to start from, else new."""
     folder.mkdir(parents=True, exist_ok=True)
+    for part in ("vae", "tokenizer"):
+        if start and not (folder / part).exists():
+            shutil.copytree(start / part, folder / part)
     if not (folder / "vae" / "config.json").exists():
         train_vae(folder / "vae", config.vae, config.resolution)
     if not (folder / "tokenizer" / "tokenizer.json").exists():
         make_tokenizer(config.text, corpus()).save_pretrained(folder / "tokenizer")
-    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").eval()
+    vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").float().eval()
     return vae, Qwen2TokenizerFast.from_pretrained(folder / "tokenizer")
+
+
+def begin(trainer: Trainer, start: Path) -> None:
+    """Take the weights of a published model, whose sizes must be the recipe's; optimizers start anew."""
+    text = Qwen3ForCausalLM.from_pretrained(start / "text_encoder")
+    transformer = Flux2Transformer2DModel.from_pretrained(start / "transformer")
+    trainer.text.load_state_dict(text.float().state_dict())
+    trainer.transformer.load_state_dict(transformer.float().state_dict())
+    trainer.average.reset()
 
 
 def publish(trainer: Trainer, out: Path) -> None:
@@ -54,6 +69,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--run", type=Path, default=Path("runs/builtin"), help="checkpoints and curves")
     parser.add_argument("--out", type=Path, default=Path("clvr/builtin"), help="where the model folder goes")
+    parser.add_argument("--start", type=Path, help="a published model to start a new run from")
     parser.add_argument("--samples", type=int, help="samples to train on in all, instead of the recipe's")
     parser.add_argument("--minutes", type=float, help="checkpoint, publish and stop after this long")
     options = parser.parse_args()
@@ -62,9 +78,11 @@ def main() -> None:
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, samples=options.samples))
     torch.set_num_threads(config.threads)
     stop = time.monotonic() + options.minutes * 60 if options.minutes else None
-    vae, tokenizer = prepare(config, options.run)
-    trainer = Trainer(config, vae, tokenizer, options.run)
-    print("resumed" if trainer.resume() else "new run", vars(trainer.at), flush=True)
+    trainer = Trainer(config, *prepare(config, options.run, options.start), options.run)
+    resumed = trainer.resume()
+    if options.start and not resumed:
+        begin(trainer, options.start)
+    print("resumed" if resumed else "new run", vars(trainer.at), flush=True)
     trainer.run(stop)
     publish(trainer, options.out)
 

@@ -214,7 +214,7 @@ class Trainer:
         )
 
     def state(self) -> dict[str, torch.Tensor]:
-        live = {f"live.{k}": v for k, v in self.average._live()}
+        live = {f"live.{k}": v for k, v in self.average.live()}
         shadow = {f"average.{k}": v for k, v in self.average.shadow.items()}
         optimizers = flatten(self.muon, "muon") | flatten(self.adam, "adam")
         return {**live, **shadow, **optimizers, "rng": torch.get_rng_state()}
@@ -237,7 +237,7 @@ class Trainer:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             header = file.metadata()
         with torch.no_grad():
-            for name, parameter in self.average._live():
+            for name, parameter in self.average.live():
                 parameter.copy_(tensors[f"live.{name}"])
                 self.average.shadow[name].copy_(tensors[f"average.{name}"])
         unflatten(self.muon, "muon", tensors)

@@ -64,10 +64,14 @@ class Average:
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
         self.modules = modules
         self.decay = decay
-        self.updates = 0
-        self.shadow = {k: v.detach().clone() for k, v in self._live()}
+        self.reset()
 
-    def _live(self) -> Iterable[tuple[str, torch.Tensor]]:
+    def reset(self) -> None:
+        """Start anew from the live weights."""
+        self.updates = 0
+        self.shadow = {k: v.detach().clone() for k, v in self.live()}
+
+    def live(self) -> Iterable[tuple[str, torch.Tensor]]:
         for name, module in self.modules.items():
             yield from ((f"{name}.{k}", p) for k, p in module.named_parameters())
 
@@ -75,13 +79,13 @@ class Average:
     def update(self) -> None:
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        live = dict(self._live())
+        live = dict(self.live())
         torch._foreach_lerp_(list(self.shadow.values()), [live[k] for k in self.shadow], weight)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the live weights and their average."""
-        for k, p in self._live():
+        for k, p in self.live():
             kept = p.detach().clone()
             p.copy_(self.shadow[k])
             self.shadow[k].copy_(kept)
