@@ -130,9 +130,7 @@ def test_klein_values_hold_where_a_folder_has_no_clvr_json(folder, distilled_fol
 def test_steps_and_guidance_can_be_set(folder, pipeline):
     generator = Flux2Generator.load(folder, steps=3, guidance=1)
     assert generator.nfe(2) == 6
-    assert_same(
-        generator.draw(context(), SIZE, [4]).images, direct(pipeline, context(), [4], steps=3, guidance=1.0)
-    )
+    assert_same(generator.draw(context(), SIZE, [4]).images, direct(pipeline, context(), [4], steps=3, guidance=1.0))
 
 
 @pytest.mark.parametrize("changes", [{"steps": 0}, {"guidance": float("nan")}, {"guidance": -1.0}])
@@ -181,21 +179,27 @@ def test_unchanged_texts_and_references_are_encoded_once(generator, monkeypatch)
     handle.remove()
 
 
-def test_a_long_text_doubles_the_padded_length_until_it_fits(generator, pipeline):
+def test_a_long_text_is_padded_to_the_next_multiple_of_8(generator, pipeline):
     turns = (Turn(0, "r" * 60, "IMG_GEN_0"), Turn(1, "then a blue square"))
     what = context(turns=turns)
-    assert 128 < generator.pipeline.count_tokens(what.text) <= 256
+    assert generator.pipeline.count_tokens(what.text) == 129
     drawing = generator.draw(what, SIZE, [1])
     assert drawing.notes == ()
-    assert_same(drawing.images, direct(pipeline, what, [1], length=256))
+    assert_same(drawing.images, direct(pipeline, what, [1], length=136))
 
 
 def test_what_the_encoder_cannot_read_is_named(generator, pipeline):
     turns = (Turn(0, "r" * 300, "IMG_GEN_0"), Turn(1, "s" * 200, "IMG_GEN_1"), Turn(2, "the newest"))
-    what = context(turns=turns)
-    drawing = generator.draw(what, SIZE, [1])
+    shorter = context(turns=turns[1:])
+    drawing = generator.draw(context(turns=turns), SIZE, [1])
     assert drawing.notes == ("left out of the text encoder's 512 tokens: r_0",)
-    assert_same(drawing.images, direct(pipeline, context(turns=turns[1:]), [1], length=512))
+    length = module.padded_length(generator.pipeline.count_tokens(shorter.text), 64)
+    assert_same(drawing.images, direct(pipeline, shorter, [1], length=length))
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(1, 64), (64, 64), (65, 72), (72, 72), (700, 704)])
+def test_prompts_pad_to_the_base_length_then_to_multiples_of_8(tokens, length):
+    assert module.padded_length(tokens, base=64) == length
 
 
 def test_a_goal_beyond_the_encoder_is_an_error(generator):
@@ -223,9 +227,7 @@ def test_an_elongated_reference_is_refused(generator):
 
 def test_steps_are_told_with_previews_that_end_in_the_picture(generator):
     seen = []
-    drawing = generator.draw(
-        context(), (96, 64), [1, 2], lambda p: seen.append((p.step, p.steps, p.preview()))
-    )
+    drawing = generator.draw(context(), (96, 64), [1, 2], lambda p: seen.append((p.step, p.steps, p.preview())))
     assert [s[:2] for s in seen] == [(1, 2), (2, 2)]
     assert all(s[2].size == (96, 64) for s in seen)
     difference = np.abs(np.asarray(seen[-1][2], float) - np.asarray(drawing.images[0], float))

@@ -145,9 +145,7 @@ def weight_files(part: Path, name: str) -> list[Path]:
         raise WeightsError(f"{index} has no map of weights.", headers.DAMAGED)
     for shard in shards.values():
         if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise WeightsError(
-                f"{index} names {shard!r:.80}, which is no file of its folder.", headers.DAMAGED
-            )
+            raise WeightsError(f"{index} names {shard!r:.80}, which is no file of its folder.", headers.DAMAGED)
     return [part / shard for shard in sorted(set(shards.values()))]
 
 
@@ -165,9 +163,7 @@ def _refuse_files(path: Path) -> None:
             f"{path} is a single file.",
             "Name the model's folder in diffusers' layout, the one with model_index.json.",
         )
-    raise MissingFileError(
-        f"There is no folder {path}.", "Check the path, or name a hub id such as owner/model."
-    )
+    raise MissingFileError(f"There is no folder {path}.", "Check the path, or name a hub id such as owner/model.")
 
 
 def _check_presence(path: Path, weights: dict[str, list[Path]]) -> None:
