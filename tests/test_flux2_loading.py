@@ -123,9 +123,7 @@ def test_damaged_json_is_told(folder, name, text):
         inspect(folder)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"height": "64"}, {"colour": 1}, {"text_encoder_out_layers": []}]
-)
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"height": "64"}, {"colour": 1}, {"text_encoder_out_layers": []}])
 def test_sampling_defaults_that_make_no_sense_are_told(folder, changes):
     edit_json(folder / "clvr.json", **changes)
     with pytest.raises(WeightsError, match=r"clvr\.json"):

@@ -44,9 +44,7 @@ def tokenizer(positions: int) -> Qwen2TokenizerFast:
     return made
 
 
-def transformer(
-    double: int = 1, single: int = 1, heads: int = 1, context: int = 3 * HIDDEN
-) -> Flux2Transformer2DModel:
+def transformer(double: int = 1, single: int = 1, heads: int = 1, context: int = 3 * HIDDEN) -> Flux2Transformer2DModel:
     return Flux2Transformer2DModel(
         in_channels=128,
         num_layers=double,
@@ -108,9 +106,7 @@ def pipeline(seed: int = 0, distilled: bool = False, positions: int = 512) -> Fl
         )
 
 
-def make(
-    folder: Path, seed: int = 0, distilled: bool = False, positions: int = 512, length: int = 64
-) -> Path:
+def make(folder: Path, seed: int = 0, distilled: bool = False, positions: int = 512, length: int = 64) -> Path:
     """Write the model and its `clvr.json` (64x64, 2 steps, padded length `length`); returns the folder."""
     pipeline(seed, distilled, positions).save_pretrained(folder, safe_serialization=True)
     defaults = {

@@ -99,9 +99,7 @@ class KleinPipeline(Flux2KleinPipeline):
         started = time.perf_counter()
         pixels = image.contiguous().view(torch.uint8).cpu().numpy()
         key = (hashlib.sha256(pixels.tobytes()).digest(), tuple(image.shape), image.dtype)
-        latents = self._references.get(
-            key, lambda: super(KleinPipeline, self)._encode_vae_image(image, generator)
-        )
+        latents = self._references.get(key, lambda: super(KleinPipeline, self)._encode_vae_image(image, generator))
         synchronise(latents.device)
         self.encode_seconds += time.perf_counter() - started
         return latents

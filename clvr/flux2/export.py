@@ -34,9 +34,7 @@ def export(folder: Path, out: Path) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise RunFolderError(
-            f"Cannot write {out}: {error}.", "Free some space or name another place."
-        ) from error
+        raise RunFolderError(f"Cannot write {out}: {error}.", "Free some space or name another place.") from error
 
 
 def main() -> None:

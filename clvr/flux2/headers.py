@@ -104,9 +104,7 @@ def _entry(name: str, value: Any, base: int) -> Entry:  # noqa: ANN401
         raise _Fault(f"{name!r:.80} has the impossible offsets {offsets!r:.80}")
     bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (offsets[1] - offsets[0]):
-        raise _Fault(
-            f"{name!r:.80} is {dtype} {shape!r:.80}, which does not take {offsets[1] - offsets[0]} bytes"
-        )
+        raise _Fault(f"{name!r:.80} is {dtype} {shape!r:.80}, which does not take {offsets[1] - offsets[0]} bytes")
     return Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
@@ -119,9 +117,7 @@ def _check_layout(tensors: Mapping[str, Entry], base: int, size: int) -> None:
     end = base
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:
-            raise _Fault(
-                f"{name!r:.80} {'overlaps the tensor' if entry.start < end else 'leaves a gap'} before it"
-            )
+            raise _Fault(f"{name!r:.80} {'overlaps the tensor' if entry.start < end else 'leaves a gap'} before it")
         end = entry.end
     if end > size:
         raise _Fault(f"the file is truncated: {size} of {end} bytes are there")

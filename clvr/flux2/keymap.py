@@ -84,9 +84,7 @@ def layout(keys: Iterable[str]) -> Literal["bfl", "diffusers"]:
             return "bfl"
         if _strip(key, DIFFUSERS_PREFIXES).startswith(("x_embedder.", "single_transformer_blocks.")):
             return "diffusers"
-    raise WeightsError(
-        "The tensors are not those of a FLUX.2 transformer.", "Name FLUX.2 [klein]'s own file."
-    )
+    raise WeightsError("The tensors are not those of a FLUX.2 transformer.", "Name FLUX.2 [klein]'s own file.")
 
 
 def to_bfl(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,9 +19,7 @@ OFFLOADS = ("none", "model", "sequential")
 _SHOWN = 4
 
 
-def load_pipeline(
-    folder: Folder, device: str = "auto", dtype: str = "auto", offload: str = "none"
-) -> KleinPipeline:
+def load_pipeline(folder: Folder, device: str = "auto", dtype: str = "auto", offload: str = "none") -> KleinPipeline:
     """The folder's pipeline on its device. dtype auto is bf16 on an accelerator, fp32 on a CPU.
 
     offload: 'model' moves each part to the device only while it computes, 'sequential' each layer.
@@ -33,9 +31,7 @@ def load_pipeline(
         raise SettingError(f"offload={offload} needs an accelerator to offload from.", "Set offload to none.")
     kind = choose_dtype(dtype, place)
     check_architecture(folder)
-    pipeline = KleinPipeline.from_pretrained(
-        str(folder.path), dtype=kind, use_safetensors=True, local_files_only=True
-    )
+    pipeline = KleinPipeline.from_pretrained(str(folder.path), dtype=kind, use_safetensors=True, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=place)
@@ -57,9 +53,7 @@ def choose_device(name: str) -> torch.device:
         raise SettingError(f"{name!r} is no device.", "Use auto, cuda, mps or cpu.") from None
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if not there.get(device.type, True) or (device.index or 0) >= count:
-        raise SettingError(
-            f"This machine has no {name} that torch can use.", "Set the device to auto or cpu."
-        )
+        raise SettingError(f"This machine has no {name} that torch can use.", "Set the device to auto or cpu.")
     return device
 
 
