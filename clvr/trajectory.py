@@ -82,9 +82,7 @@ class Usage:
     tokens_out: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.calls + other.calls, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out
-        )
+        return Usage(self.calls + other.calls, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out)
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,10 @@ class Verdict:
     usage: Usage = Usage()
 
     def outcome(self, check: str) -> Outcome:
-        return next((r.outcome for r in self.results if r.check == check), "unjudged")
+        for result in self.results:
+            if result.check == check:
+                return result.outcome
+        return "unjudged"
 
     def score(self, checks: Iterable[Check]) -> float | None:
         """Weighted share of passes over the judged checks, in [0, 1]; None where nothing was judged.
@@ -130,7 +131,7 @@ class Verdict:
         """Each check with its outcome, descendants of a failed check set to `skipped`."""
         checks = list(checks)
         by_id = {c.id: c for c in checks}
-        own = {r.check: r.outcome for r in self.results}
+        own: dict[str, Outcome] = {r.check: r.outcome for r in self.results}
 
         def resolve(check: Check, seen: frozenset[str]) -> Outcome:
             parent = by_id.get(check.parent or "")
@@ -312,6 +313,10 @@ def decode(kind: Any, value: Any, where: str = "") -> Any:  # noqa: ANN401
     if kind is float:
         _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
         return float(value)
+    return _decode_plain(kind, value, where)
+
+
+def _decode_plain(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401
     _expect(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind.__name__, value)
     return value
 

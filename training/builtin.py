@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from .config import BuiltinConfig, load
 from .data import corpus
@@ -28,7 +28,7 @@ RECIPE = Path(__file__).parent / "recipes" / "builtin.yaml"
 
 def prepare(
     config: BuiltinConfig, folder: Path, start: Path | None = None
-) -> tuple[AutoencoderKLFlux2, Qwen2TokenizerFast]:
+) -> tuple[AutoencoderKLFlux2, Qwen2Tokenizer]:
     """The VAE and the tokenizer of a run: those in its folder, else those of the model to start from, else new."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("vae", "tokenizer"):
@@ -39,7 +39,7 @@ def prepare(
     if not (folder / "tokenizer" / "tokenizer.json").exists():
         make_tokenizer(config.text, corpus()).save_pretrained(folder / "tokenizer")
     vae = AutoencoderKLFlux2.from_pretrained(folder / "vae").float().eval()
-    return vae, Qwen2TokenizerFast.from_pretrained(folder / "tokenizer")
+    return vae, Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
 
 
 def begin(trainer: Trainer, start: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2
-from transformers import Qwen2TokenizerFast
+from transformers import Qwen2Tokenizer
 
 from clvr.context import Context, Turn, narrate
 from clvr.errors import GrammarError
@@ -63,7 +63,9 @@ def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
     first = wanted[: rng.choice((1, 1, 2, 2, 3))]
     scene = Scene(tuple(first))
     groups = [Group(i.noun, 1, i.cell) for i in first]
-    rounds = [(Decision("generate", reasoning.empty(), reasoning.draw(groups)), scene, ())]
+    rounds: list[tuple[Decision, Scene, tuple[Scene, ...]]] = [
+        (Decision("generate", reasoning.empty(), reasoning.draw(groups)), scene, ())
+    ]
     history = [scene]
     plan = wanted[len(first) :]
     while (plan or _wrong(scene, goal)) and len(rounds) < 8:
@@ -174,7 +176,7 @@ class Encoder:
 def batches(
     made: Sequence[Sample],
     encoder: Encoder,
-    tokenizer: Qwen2TokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     config: BuiltinConfig,
     rng: random.Random,
     passes: int,
@@ -198,7 +200,7 @@ def batches(
     pad = tokenizer.pad_token_id
     for chosen in order:
         ids = torch.from_numpy(np.stack([i for i in (tokens[n] for n in chosen) if i is not None]))
-        mask = (ids != pad).long()
+        mask = ids.ne(pad).long()
         target = latents[[where[made[n].target] for n in chosen]]
         references = [
             latents[[where[made[n].references[k]] for n in chosen]] for k in range(len(made[chosen[0]].references))
@@ -206,7 +208,7 @@ def batches(
         yield Batch(ids, mask, target, torch.cat(references, 1) if references else target[:, :0])
 
 
-def _tokens(made: Sequence[Sample], tokenizer: Qwen2TokenizerFast, config: BuiltinConfig) -> list[np.ndarray]:
+def _tokens(made: Sequence[Sample], tokenizer: Qwen2Tokenizer, config: BuiltinConfig) -> list[np.ndarray | None]:
     """Ids padded as the generator pads: to the base length, then to a multiple of 8; None where too long."""
     texts = list(dict.fromkeys(s.text for s in made))
     known: dict[str, np.ndarray | None] = {}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from .config import BuiltinConfig
 from .data import Batch, Encoder, batches, held_out, samples
@@ -47,9 +47,7 @@ def times(count: int, shift: float, generator: torch.Generator | None = None) ->
 class Trainer:
     """Everything that a run holds. `run` trains until the configured samples are seen."""
 
-    def __init__(
-        self, config: BuiltinConfig, vae: AutoencoderKLFlux2, tokenizer: Qwen2TokenizerFast, folder: Path
-    ) -> None:
+    def __init__(self, config: BuiltinConfig, vae: AutoencoderKLFlux2, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
         self.config = config
         self.folder = folder
         self.tokenizer = tokenizer

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from .sampling import Sampler
 
@@ -16,7 +16,7 @@ def open_sampler(folder: Path) -> Sampler:
     defaults = json.loads((folder / "clvr.json").read_text())
     return Sampler(
         Qwen3ForCausalLM.from_pretrained(folder / "text_encoder").float().eval(),
-        Qwen2TokenizerFast.from_pretrained(folder / "tokenizer"),
+        Qwen2Tokenizer.from_pretrained(folder / "tokenizer"),
         Flux2Transformer2DModel.from_pretrained(folder / "transformer").float().eval(),
         AutoencoderKLFlux2.from_pretrained(folder / "vae").float().eval(),
         tuple(defaults["text_encoder_out_layers"]),

@@ -15,7 +15,9 @@ from diffusers import (
     Flux2Transformer2DModel,
 )
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from clvr.errors import WeightsError
 
 from .config import BuiltinConfig, DiTConfig, TextConfig, VAEConfig
 
@@ -37,7 +39,7 @@ _WORDS = Regex(
 )
 
 
-def make_tokenizer(config: TextConfig, corpus: Iterable[str]) -> Qwen2TokenizerFast:
+def make_tokenizer(config: TextConfig, corpus: Iterable[str]) -> Qwen2Tokenizer:
     """Byte-level BPE with Qwen's pre-tokeniser and specials, trained on the world's language. `<IMG_GEN_n>`
     is one token: the references are counted, not spelled."""
     core = Tokenizer(models.BPE())
@@ -56,11 +58,11 @@ def make_tokenizer(config: TextConfig, corpus: Iterable[str]) -> Qwen2TokenizerF
     core.train_from_iterator(corpus, trainer)
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in IMAGES])
-    return Qwen2TokenizerFast(
+    return Qwen2Tokenizer(
         tokenizer_object=core,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        unk_token=None,
+        unk_token=None,  # pyright: ignore[reportArgumentType] # byte-level: nothing is unknown
         chat_template=CHAT_TEMPLATE,
         model_max_length=config.positions,
         padding_side="right",
@@ -119,7 +121,7 @@ def save_folder(
     *,
     vae: AutoencoderKLFlux2,
     text_encoder: Qwen3ForCausalLM,
-    tokenizer: Qwen2TokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     transformer: Flux2Transformer2DModel,
     distilled: bool = False,
     dtype: torch.dtype = torch.bfloat16,
@@ -150,7 +152,7 @@ def embed(
     return torch.cat([states[k] for k in layers], dim=-1)
 
 
-def tokenize_all(tokenizer: Qwen2TokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+def tokenize_all(tokenizer: Qwen2Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each prompt in the chat template, without padding. The template is rendered once."""
     mark = "\0"
     rendered = tokenizer.apply_chat_template(
@@ -160,7 +162,7 @@ def tokenize_all(tokenizer: Qwen2TokenizerFast, texts: Sequence[str]) -> list[li
     return tokenizer([before + text + after for text in texts])["input_ids"] if texts else []
 
 
-def tokenize(tokenizer: Qwen2TokenizerFast, text: str) -> list[int]:
+def tokenize(tokenizer: Qwen2Tokenizer, text: str) -> list[int]:
     return tokenize_all(tokenizer, [text])[0]
 
 
@@ -178,10 +180,20 @@ def unpatchify(tokens: torch.Tensor, side: int) -> torch.Tensor:
     return tiles.reshape(b, c // 4, side * 2, side * 2)
 
 
+def statistics(vae: AutoencoderKLFlux2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [128] of the tokens, from the VAE's batch norm."""
+    mean, variance = vae.bn.running_mean, vae.bn.running_var
+    if mean is None or variance is None:
+        raise WeightsError("The VAE has no batch-norm statistics.", "Train it with training.vae.")
+    return mean, torch.sqrt(variance + vae.bn.eps)
+
+
 def normalise(vae: AutoencoderKLFlux2, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens [..., 128] by the VAE's batch-norm statistics."""
-    return (tokens - vae.bn.running_mean) / torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)
+    mean, deviation = statistics(vae)
+    return (tokens - mean) / deviation
 
 
 def denormalise(vae: AutoencoderKLFlux2, tokens: torch.Tensor) -> torch.Tensor:
-    return tokens * torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps) + vae.bn.running_mean
+    mean, deviation = statistics(vae)
+    return tokens * deviation + mean

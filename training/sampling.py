@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from PIL import Image
-from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from clvr.flux2.generator import padded_length
 
@@ -22,8 +22,8 @@ def sigmas(steps: int, tokens: int) -> torch.Tensor:
     """The pipeline's schedule: [steps + 1] noise levels from 1 to 0, mu-shifted for so many image tokens."""
     scheduler = make_scheduler()
     mu = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-    return scheduler.sigmas
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
+    return torch.as_tensor(scheduler.sigmas)
 
 
 def ids_of(tokens: int, side: int, references: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +42,7 @@ class Sampler:
     def __init__(
         self,
         text_encoder: Qwen3ForCausalLM,
-        tokenizer: Qwen2TokenizerFast,
+        tokenizer: Qwen2Tokenizer,
         transformer: Flux2Transformer2DModel,
         vae: AutoencoderKLFlux2,
         layers: tuple[int, ...],

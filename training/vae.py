@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2
 from torch import nn
 
+from clvr.errors import WeightsError
 from clvr.shapes.render import render_batch
 from clvr.shapes.scene import CELLS, COLORS, GRID, SHAPES, SIZES, Item, Scene
 
@@ -48,14 +49,21 @@ def labels(scenes: list[Scene]) -> torch.Tensor:
 
 def mean_latents(vae: AutoencoderKLFlux2, images: torch.Tensor) -> torch.Tensor:
     """Tokens [B, 16, 128] of the posterior mode, before batch-norm."""
-    moments = vae.quant_conv(vae.encoder(images))
+    moments = conv(vae.quant_conv)(vae.encoder(images))
     return patchify(moments[:, :32].contiguous())
 
 
 def decode(vae: AutoencoderKLFlux2, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens before batch-norm [B, 16, 128] -> images [B, 3, H, W] in [-1, 1]."""
     side = int(tokens.shape[1] ** 0.5)
-    return vae.decoder(vae.post_quant_conv(unpatchify(tokens, side)))
+    return vae.decoder(conv(vae.post_quant_conv)(unpatchify(tokens, side)))
+
+
+def conv(module: nn.Conv2d | None) -> nn.Conv2d:
+    """A convolution that the config may leave out. Raises WeightsError where it did."""
+    if module is None:
+        raise WeightsError("The VAE lacks its quantisation convolutions.", "Use a FLUX.2 VAE.")
+    return module
 
 
 def loss(
@@ -104,16 +112,17 @@ def train(config: VAEConfig, resolution: int, log: Callable[[str], None]) -> Aut
 @torch.no_grad()
 def settle(vae: AutoencoderKLFlux2, resolution: int, rng: random.Random, images: int = 2048) -> None:
     """Fix the posterior's variance (it is never sampled) and set the batch-norm statistics of the tokens."""
-    vae.quant_conv.weight[32:].zero_()
-    vae.quant_conv.bias[32:].fill_(_LOG_VARIANCE)
+    moments = conv(vae.quant_conv)
+    moments.weight[32:].zero_()
+    if moments.bias is not None:
+        moments.bias[32:].fill_(_LOG_VARIANCE)
     tokens = []
     for _ in range(images // 128):
         scenes = [random_scene(rng, most=8) for _ in range(128)]
         pixels = render_batch(scenes, [rng.getrandbits(32) for _ in scenes], resolution)
         tokens.append(mean_latents(vae, to_tensor(torch.from_numpy(pixels))))
     every = torch.cat(tokens).flatten(0, 1)
-    vae.bn.running_mean.copy_(every.mean(0))
-    vae.bn.running_var.copy_(every.var(0))
+    vae.bn.running_mean, vae.bn.running_var = every.mean(0), every.var(0)
 
 
 def main(out: Path, config: VAEConfig, resolution: int) -> AutoencoderKLFlux2:
