@@ -30,7 +30,8 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Qwen3ForCausalLM; the DiT reads the hidden states after `out_layers`, stacked."""
+    """Qwen3ForCausalLM; the DiT reads the hidden states after `out_layers`, stacked. `probe` weighs a linear
+    head that reads from the last token what the text is about (data.facts); it is thrown away."""
 
     vocabulary: int = 448
     hidden: int = 128
@@ -40,6 +41,7 @@ class TextConfig:
     mlp: int = 256
     positions: int = 1024
     out_layers: tuple[int, ...] = (1, 2, 3)
+    probe: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ class DataConfig:
     trajectories: float = 0.25
     categories: dict[str, float] = field(
         default_factory=lambda: {
-            "single": 0.05,
-            "colors": 0.08,
-            "two": 0.15,
-            "counting": 0.24,
-            "position": 0.18,
-            "attribution": 0.15,
-            "complex": 0.15,
+            "single": 0.04,
+            "colors": 0.16,
+            "two": 0.12,
+            "counting": 0.22,
+            "position": 0.16,
+            "attribution": 0.18,
+            "complex": 0.12,
         }
     )
     shard: int = 12288

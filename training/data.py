@@ -21,7 +21,7 @@ from clvr.shapes import reasoning
 from clvr.shapes.edits import KINDS, Edit, apply, say
 from clvr.shapes.render import render_batch
 from clvr.shapes.sampler import canvas, edit, edit_sample, held_back, prompt
-from clvr.shapes.scene import Group, Item, Noun, Scene, realise
+from clvr.shapes.scene import CELLS, COLORS, SHAPES, Group, Item, Noun, Scene, realise
 from clvr.trajectory import Decision, generated
 
 from .config import BuiltinConfig, DataConfig
@@ -142,14 +142,36 @@ def samples(config: DataConfig, rng: random.Random, count: int, held: bool = Fal
     return out
 
 
+_KINDS = len(SHAPES) * len(COLORS)
+_MOST = 9
+FACTS = 2 * _KINDS + len(CELLS) + _MOST
+
+
+def facts(sample: Sample) -> np.ndarray:
+    """What a sample's text is about, as FACTS values in {0, 1}: which kinds (shape and colour) appear in the
+    target and were not in the first reference, which vanish, in which cells, and how many objects appear."""
+    before = set(sample.references[0][0].items) if sample.references else set()
+    after = set(sample.target[0].items)
+    out = np.zeros(FACTS, np.float32)
+    for item in after - before:
+        out[SHAPES.index(item.shape) * len(COLORS) + COLORS.index(item.color)] = 1
+        out[2 * _KINDS + CELLS.index(item.cell)] = 1
+    for item in before - after:
+        out[_KINDS + SHAPES.index(item.shape) * len(COLORS) + COLORS.index(item.color)] = 1
+    out[2 * _KINDS + len(CELLS) + min(len(after - before), _MOST - 1)] = 1
+    return out
+
+
 @dataclass(frozen=True)
 class Batch:
-    """ids, mask [B, L]; target tokens [B, 16, 128]; reference tokens [B, R * 16, 128], R the same for all."""
+    """ids, mask [B, L]; target tokens [B, 16, 128]; reference tokens [B, R * 16, 128], R the same for all;
+    facts [B, FACTS] in {0, 1}."""
 
     ids: torch.Tensor
     mask: torch.Tensor
     target: torch.Tensor
     references: torch.Tensor
+    facts: torch.Tensor
 
     @property
     def size(self) -> int:
@@ -205,7 +227,8 @@ def batches(
         references = [
             latents[[where[made[n].references[k]] for n in chosen]] for k in range(len(made[chosen[0]].references))
         ]
-        yield Batch(ids, mask, target, torch.cat(references, 1) if references else target[:, :0])
+        told = torch.from_numpy(np.stack([facts(made[n]) for n in chosen]))
+        yield Batch(ids, mask, target, torch.cat(references, 1) if references else target[:, :0], told)
 
 
 def _tokens(made: Sequence[Sample], tokenizer: Qwen2Tokenizer, config: BuiltinConfig) -> list[np.ndarray | None]:

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from .config import BuiltinConfig
-from .data import Batch, Encoder, batches, held_out, samples
+from .data import FACTS, Batch, Encoder, batches, held_out, samples
 from .model import embed, make_text_encoder, make_transformer, tokenize
 from .optim import Average, Muon, flatten, schedule, split, unflatten
 from .sampling import Sampler, ids_of
@@ -56,12 +57,16 @@ class Trainer:
         context = config.text.hidden * len(config.text.out_layers)
         self.text: Qwen3ForCausalLM = make_text_encoder(config.text, len(tokenizer))
         self.transformer: Flux2Transformer2DModel = make_transformer(config.dit, context)
+        self.probe = nn.Linear(context, FACTS)
         torch.nn.init.zeros_(self.transformer.proj_out.weight)
         o = config.optim
         matrices, rest = split(self.transformer)
         self.muon = Muon(matrices, lr=o.muon_lr)
         self.adam = torch.optim.AdamW(
-            [{"params": rest, "lr": o.adam_lr}, {"params": list(self.text.parameters()), "lr": o.text_lr}],
+            [
+                {"params": rest, "lr": o.adam_lr},
+                {"params": [*self.text.parameters(), *self.probe.parameters()], "lr": o.text_lr},
+            ],
             betas=(0.9, 0.98),
             weight_decay=0.01,
         )
@@ -73,13 +78,20 @@ class Trainer:
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None, dropout: float = 0.0) -> torch.Tensor:
         """Mean squared error of the velocity eps - x0 over the target's tokens."""
+        return self._velocity_error(batch, self._context(batch, dropout), generator)
+
+    def _context(self, batch: Batch, dropout: float = 0.0) -> torch.Tensor:
         ids, mask = self._drop(batch, dropout)
-        context = embed(self.text, ids, mask, self.config.text.out_layers)
+        return embed(self.text, ids, mask, self.config.text.out_layers)
+
+    def _velocity_error(
+        self, batch: Batch, context: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         t = times(batch.size, self.config.optim.shift, generator)
         noise = torch.randn(batch.target.shape, generator=generator)
         noisy = torch.lerp(batch.target, noise, t[:, None, None])
         side = int(batch.target.shape[1] ** 0.5)
-        text_ids, image_ids = ids_of(ids.shape[1], side, batch.references.shape[1] // side**2)
+        text_ids, image_ids = ids_of(context.shape[1], side, batch.references.shape[1] // side**2)
         predicted = self.forward(
             hidden_states=torch.cat([noisy, batch.references], 1),
             encoder_hidden_states=context,
@@ -159,8 +171,10 @@ class Trainer:
         factor = schedule(self.at.samples, o.samples, o.warmup * o.batch, o.decay)
         for optimizer, group, rate in self.rates:
             optimizer.param_groups[group]["lr"] = rate * factor
-        value = self.loss(batch, dropout=self.config.data.caption_dropout)
-        value.backward()
+        context = self._context(batch, self.config.data.caption_dropout)
+        value = self._velocity_error(batch, context)
+        read = F.binary_cross_entropy_with_logits(self.probe(context[:, -1]), batch.facts, reduction="sum")
+        (value + self.config.text.probe * read / batch.size).backward()
         torch.nn.utils.clip_grad_norm_([*self.transformer.parameters(), *self.text.parameters()], o.clip)
         for optimizer in (self.muon, self.adam):
             optimizer.step()
@@ -213,6 +227,7 @@ class Trainer:
 
     def state(self) -> dict[str, torch.Tensor]:
         live = {f"live.{k}": v for k, v in self.average.live()}
+        live |= {f"probe.{k}": v for k, v in self.probe.named_parameters()}
         shadow = {f"average.{k}": v for k, v in self.average.shadow.items()}
         optimizers = flatten(self.muon, "muon") | flatten(self.adam, "adam")
         return {**live, **shadow, **optimizers, "rng": torch.get_rng_state()}
@@ -238,6 +253,8 @@ class Trainer:
             for name, parameter in self.average.live():
                 parameter.copy_(tensors[f"live.{name}"])
                 self.average.shadow[name].copy_(tensors[f"average.{name}"])
+            for name, parameter in self.probe.named_parameters():
+                parameter.copy_(tensors[f"probe.{name}"])
         unflatten(self.muon, "muon", tensors)
         unflatten(self.adam, "adam", tensors)
         torch.set_rng_state(tensors["rng"])
