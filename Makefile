@@ -1,6 +1,6 @@
 # make demo PROMPT="two red circles above a blue square"   make serve   make test   make lint
 PYTHON ?= python3
-PROMPT ?=
+override PROMPT := $(value PROMPT)
 export PYTHON PROMPT
 RUN = .venv/bin/python -m
 

@@ -26,9 +26,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-READY = (
-    "() => window.app?.extensionManager && window.app.graph && LiteGraph.registered_node_types.CLVRClosedLoop"
-)
+READY = "() => window.app?.extensionManager && window.app.graph && LiteGraph.registered_node_types.CLVRClosedLoop"
 LAST = {"clvr_closed_loop": "CLVR Closed Loop", "clvr_step_by_step": "CLVR Finish"}
 LOAD = """async ([workflow, name]) => {
     await app.loadGraphData(workflow, true, true, name);
