@@ -91,7 +91,7 @@ class OptimConfig:
     text_lr: float = 1e-3
     warmup: int = 200
     decay: float = 0.3
-    ema: float = 0.999
+    ema: float = 0.996
     shift: float = 4.0
     clip: float = 1.0
     compile: bool = False
