@@ -70,9 +70,7 @@ def parser() -> argparse.ArgumentParser:
     _add_generate(commands.add_parser("generate", help="draw a prompt; everything goes into a run folder"))
     resume = commands.add_parser("resume", help="continue a run that was interrupted, or give it more budget")
     resume.add_argument("folder", type=Path, metavar="DIR")
-    resume.add_argument(
-        "--budget", default="", metavar="LIMITS", help=f"new limits over the old ones: {BUDGET}"
-    )
+    resume.add_argument("--budget", default="", metavar="LIMITS", help=f"new limits over the old ones: {BUDGET}")
     resume.add_argument("--vlm", default="", metavar="URL", help="another address of the VLM server")
     resume.set_defaults(command=_resume)
     report = commands.add_parser("report", help="write final.png, sheet.png and report.html of a run anew")
@@ -80,9 +78,7 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
     export = commands.add_parser("export", help="write runs as training conversations")
     export.add_argument("folders", type=Path, nargs="+", metavar="DIR")
-    export.add_argument(
-        "--sharegpt", type=Path, required=True, metavar="FILE", help=".json, or .jsonl for lines"
-    )
+    export.add_argument("--sharegpt", type=Path, required=True, metavar="FILE", help=".json, or .jsonl for lines")
     export.set_defaults(command=_export)
     models = commands.add_parser("models", help="what is usable on this machine, and what is missing")
     models.add_argument("--vlm", default="", metavar="URL", help="also ask this VLM server")

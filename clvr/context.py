@@ -146,9 +146,7 @@ def from_sharegpt(data: Mapping[str, Any]) -> tuple[Trajectory, dict[str, str]]:
     ours, or where its conversation was changed and no longer tells what its trajectory says."""
     extra = data.get(EXTRA)
     if not isinstance(extra, Mapping) or not isinstance(extra.get("trajectory"), Mapping):
-        raise FormatError(
-            f"The record has no key '{EXTRA}' with a trajectory.", "Export it with clvr export."
-        )
+        raise FormatError(f"The record has no key '{EXTRA}' with a trajectory.", "Export it with clvr export.")
     paths = extra.get("images")
     if not isinstance(paths, Mapping):
         raise FormatError(f"The record's '{EXTRA}' has no image paths.", "Export it with clvr export.")

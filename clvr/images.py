@@ -36,9 +36,7 @@ def load_image(path: str | Path) -> Image:
     except FileNotFoundError:
         raise MissingFileError(f"There is no image {path}.", "Check the path.") from None
     except OSError as error:
-        raise ImageError(
-            f"Cannot read {path}: {error.strerror or error}.", "Check the file's rights."
-        ) from error
+        raise ImageError(f"Cannot read {path}: {error.strerror or error}.", "Check the file's rights.") from error
     return decode_image(data, str(path))
 
 

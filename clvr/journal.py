@@ -162,9 +162,7 @@ def read(folder: str | Path) -> Record:
         except FormatError as error:
             if not last or record is None:
                 raise _damaged(path, number, error) from error
-            warnings.append(
-                f"{path} line {number + 1} is incomplete and is dropped: its round is done again."
-            )
+            warnings.append(f"{path} line {number + 1} is incomplete and is dropped: its round is done again.")
             break
         try:
             record = _replay(folder, record, kind, entry)
@@ -218,9 +216,7 @@ class Journal:
             if budget is not None or record.resumable:
                 data = {"budget": encode(budget or record.header.budget)}
                 journal._append("reopen", data)
-                record = dataclasses.replace(
-                    _replay(folder, record, "reopen", data), warnings=record.warnings
-                )
+                record = dataclasses.replace(_replay(folder, record, "reopen", data), warnings=record.warnings)
         except BaseException:
             lock.close()
             raise
@@ -333,10 +329,7 @@ def _unseal(line: bytes, number: int) -> tuple[str, Mapping[str, Any]]:
     """Kind and data of a line. Raises FormatError where a byte differs from what was written."""
     start = len(_SEAL)
     body = b"{" + line[start + 66 :]
-    if (
-        line[:start] != _SEAL.encode()
-        or hashlib.sha256(body).hexdigest().encode() != line[start : start + 64]
-    ):
+    if line[:start] != _SEAL.encode() or hashlib.sha256(body).hexdigest().encode() != line[start : start + 64]:
         raise FormatError("its checksum does not match")
     entry = json.loads(body)
     if entry["n"] != number:

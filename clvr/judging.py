@@ -57,9 +57,7 @@ class Bench:
         vital: bool = False,
     ) -> list[Verdict | None]:
         """One verdict an image. `vital`: the first image is judged even where time is up."""
-        return [
-            self.judge(image, checks, references, last=vital and i == 0) for i, image in enumerate(images)
-        ]
+        return [self.judge(image, checks, references, last=vital and i == 0) for i, image in enumerate(images)]
 
     def exhausted(self, steps: int) -> str:
         total = self.spent + self.cost

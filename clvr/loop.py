@@ -267,9 +267,7 @@ def finish(state: State, reason: str = "", listen: Listener = ignore) -> State:
         return state
     reason = reason or stopped(state) or "stopped before the budget was used"
     cost = state.pending.cost if state.pending else Cost()
-    trajectory = dataclasses.replace(
-        state.trajectory, stop_reason=reason, closing=state.trajectory.closing + cost
-    )
+    trajectory = dataclasses.replace(state.trajectory, stop_reason=reason, closing=state.trajectory.closing + cost)
     listen(Stopped(reason, trajectory, state.resumable))
     return dataclasses.replace(state, trajectory=trajectory, pending=None, stop=reason)
 

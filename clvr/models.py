@@ -60,9 +60,7 @@ class Choice:
         vlm = self.vlm or (BUILTIN if self.model == BUILTIN else os.environ.get("CLVR_VLM_URL", ""))
         if not vlm:
             raise VLMSetupError(f"{self.model} needs a VLM that plans and judges.", START_A_VLM)
-        return dataclasses.replace(
-            self, vlm=vlm, vlm_model=self.vlm_model or os.environ.get("CLVR_VLM_MODEL", "")
-        )
+        return dataclasses.replace(self, vlm=vlm, vlm_model=self.vlm_model or os.environ.get("CLVR_VLM_MODEL", ""))
 
     def options(self) -> dict[str, str]:
         """For the journal's header."""
@@ -162,9 +160,7 @@ def _packages() -> Iterator[Finding]:
         except metadata.PackageNotFoundError:
             yield Finding(f"package: {name}", False, f"not installed; pip install '{name}>={wanted}'")
             continue
-        numbers = tuple(
-            int(part) for part in version.split("+")[0].split(".")[: len(oldest)] if part.isdigit()
-        )
+        numbers = tuple(int(part) for part in version.split("+")[0].split(".")[: len(oldest)] if part.isdigit())
         remedy = "" if numbers >= oldest else f" is too old; pip install '{name}>={wanted}'"
         yield Finding(f"package: {name}", not remedy, version + remedy)
 
@@ -205,7 +201,5 @@ def _vlm(url: str, model: str) -> Finding:
     except VLMError as error:
         return Finding(f"VLM server: {url}", False, str(error))
     if model and model not in names:
-        return Finding(
-            f"VLM server: {url}", False, f"it has no '{model}', but {', '.join(names) or 'nothing'}"
-        )
+        return Finding(f"VLM server: {url}", False, f"it has no '{model}', but {', '.join(names) or 'nothing'}")
     return Finding(f"VLM server: {url}", True, ", ".join(names) or "it lists no model; give --vlm-model")

@@ -32,9 +32,7 @@ class Progress:
                 self._checks = goal.checks
                 self._say(f"checklist: {len(goal.checks)} checks")
             case events.Planned(step, decision):
-                self._say(
-                    f"round {step + 1}/{self._rounds}: {decision.action} – {_short(decision.instruction)}"
-                )
+                self._say(f"round {step + 1}/{self._rounds}: {decision.action} – {_short(decision.instruction)}")
             case events.Drawing(_, progress):
                 self._advance(progress.step, progress.steps)
             case events.Drawn():

@@ -51,9 +51,7 @@ def draw(shapes, size=(64, 64), background=(244, 241, 234)):
         elif name == "square":
             pen.rectangle(box, fill=_COLORS[color])
         else:
-            pen.polygon(
-                [((box[0] + box[2]) / 2, box[1]), (box[2], box[3]), (box[0], box[3])], fill=_COLORS[color]
-            )
+            pen.polygon([((box[0] + box[2]) / 2, box[1]), (box[2], box[3]), (box[0], box[3])], fill=_COLORS[color])
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -66,24 +64,16 @@ def judged(found, boxes, unjudged=()):
         where = tuple(boxes.get(check.id, ()))
         note = notes.get(check.id, "measured on the picture").format(len(where))
         if outcome == "fail":
-            note = (
-                f"measured {len(where)} where another number was wanted"
-                if where
-                else "nothing of the kind found"
-            )
+            note = f"measured {len(where)} where another number was wanted" if where else "nothing of the kind found"
         if outcome == "unjudged":
             note = "the edges are too soft to tell"
         sure = {"pass": 0.97, "fail": 0.06, "unjudged": None}[outcome]
-        results.append(
-            CheckVerdict(check.id, outcome, sure, (Evidence("measure", note, where),), raw="[1, 0]")
-        )
+        results.append(CheckVerdict(check.id, outcome, sure, (Evidence("measure", note, where),), raw="[1, 0]"))
     return Verdict(tuple(results), Usage(1, 420, 60))
 
 
 def own(check, outcome, boxes=()):
-    return Verdict(
-        (CheckVerdict(check.id, outcome, None, (Evidence("measure", "by colour and outline", boxes),)),)
-    )
+    return Verdict((CheckVerdict(check.id, outcome, None, (Evidence("measure", "by colour and outline", boxes),)),))
 
 
 def _cost(plan, drawn, nfe=56):
@@ -145,9 +135,7 @@ def _step_two():
         "add a green triangle right of the blue square",
         (generated(1),),
     )
-    notes = (
-        "The circles and the square were lost in this edit; the score fell, so the canvas stays at round 2.",
-    )
+    notes = ("The circles and the square were lost in this edit; the score fell, so the canvas stays at round 2.",)
     return Step(2, decision, (Candidate(31, None, seen),), 0, False, _cost(0.5, 3.0), notes)
 
 
@@ -162,14 +150,11 @@ def _step_three():
     seen = judged({c.id for c in CHECKS}, boxes)
     decision = Decision(
         "edit",
-        "The last edit redrew everything. I go back to round 2 and ask for the triangle alone, "
-        "keeping the rest.",
+        "The last edit redrew everything. I go back to round 2 and ask for the triangle alone, keeping the rest.",
         "add a green triangle at the bottom right, keep everything else",
         (generated(1),),
     )
-    return Step(
-        3, decision, (Candidate(41, None, seen), Candidate(42, None, None)), 0, True, _cost(0.6, 6.2, 112)
-    )
+    return Step(3, decision, (Candidate(41, None, seen), Candidate(42, None, None)), 0, True, _cost(0.6, 6.2, 112))
 
 
 def example(size=(64, 64)):

@@ -28,9 +28,7 @@ ids = st.sampled_from(["a", "b", "c", "d"])
 counts = st.integers(0, 10**6)
 shares = st.floats(0, 1)
 usages = st.builds(Usage, counts, counts, counts)
-checks = st.builds(
-    Check, ids, texts, st.sampled_from(["object", "count", "other"]), st.none() | ids, st.floats(0.1, 9)
-)
+checks = st.builds(Check, ids, texts, st.sampled_from(["object", "count", "other"]), st.none() | ids, st.floats(0.1, 9))
 checklists = st.lists(checks, max_size=2, unique_by=lambda c: c.id).map(tuple)
 boxes = st.tuples(shares, shares, shares, shares)
 evidence = st.builds(Evidence, texts, texts, st.lists(boxes, max_size=1).map(tuple))
@@ -43,9 +41,7 @@ results = st.builds(
     texts,
 )
 verdicts = st.builds(Verdict, st.lists(results, max_size=2, unique_by=lambda r: r.check).map(tuple), usages)
-costs = st.builds(
-    Cost, counts, st.dictionaries(st.sampled_from(["plan", "draw", "verify"]), st.floats(0, 1e6)), usages
-)
+costs = st.builds(Cost, counts, st.dictionaries(st.sampled_from(["plan", "draw", "verify"]), st.floats(0, 1e6)), usages)
 candidates = st.builds(Candidate, st.integers(0, 2**53), st.none() | verdicts, st.none() | verdicts)
 
 

@@ -172,9 +172,7 @@ def test_an_export_reads_back_and_its_image_paths_lead_to_images(fakes, tmp_path
         (["export", "nowhere", "--sharegpt", "x.json"], "clvr generate"),
     ],
 )
-def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
-    fakes, tmp_path, monkeypatch, capsys, arguments, said
-):
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(fakes, tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
     told = capsys.readouterr()

@@ -21,8 +21,7 @@ GREY = Image.new("RGB", (2, 2))
 
 def trajectory(*accepted, goal=None):
     steps = tuple(
-        Step(i, Decision("edit", f"Because {i}.", f"Do {i}."), (Candidate(i),), 0, ok)
-        for i, ok in enumerate(accepted)
+        Step(i, Decision("edit", f"Because {i}.", f"Do {i}."), (Candidate(i),), 0, ok) for i, ok in enumerate(accepted)
     )
     return Trajectory(goal or Goal("a goal"), steps)
 
@@ -44,9 +43,7 @@ def test_a_first_drawing_is_told_the_goal_and_the_reasoning():
 def test_later_drawings_are_told_every_turn_with_its_image():
     decision = Decision("edit", "Now more.", "Add one.", ("IMG_GEN_1", "IMG_REF_0"))
     made = build(trajectory(True, True), decision, album("IMG_REF_0", "IMG_GEN_0", "IMG_GEN_1"))
-    assert made.text == (
-        "a goal\nBecause 0. Do 0. <IMG_GEN_0>\nBecause 1. Do 1. <IMG_GEN_1>\nNow more. Add one."
-    )
+    assert made.text == ("a goal\nBecause 0. Do 0. <IMG_GEN_0>\nBecause 1. Do 1. <IMG_GEN_1>\nNow more. Add one.")
     assert [label for label, _ in made.images] == ["IMG_GEN_1", "IMG_REF_0"]
 
 

@@ -94,9 +94,7 @@ def test_a_folder_is_no_image(tmp_path):
 
 @settings(max_examples=100, deadline=None)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@given(
-    st.integers(0, 600), st.integers(0, 255), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-)
+@given(st.integers(0, 600), st.integers(0, 255), st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]))
 def test_a_flipped_byte_gives_an_image_or_an_image_error(place, value, kind):
     data = bytearray(encoded(Image.linear_gradient("L").resize((16, 16)).convert("RGB"), kind))
     data[place % len(data)] = value

@@ -150,9 +150,7 @@ def test_the_best_candidate_stands_for_the_step():
     assert state.best.getpixel((0, 0)) == (250,) * 3
 
 
-@pytest.mark.parametrize(
-    ("every", "judged"), [(1, [1, 1, 1, 1, 1]), (2, [0, 1, 0, 1, 1]), (9, [0, 0, 0, 0, 1])]
-)
+@pytest.mark.parametrize(("every", "judged"), [(1, [1, 1, 1, 1, 1]), (2, [0, 1, 0, 1, 1]), (9, [0, 0, 0, 0, 1])])
 def test_the_goal_is_verified_each_nth_step_and_in_the_last(every, judged):
     state = run(ports([100] * 5), Budget(steps=5, verify_every=every, patience=9))
     assert [s.winner.active is not None for s in state.trajectory.steps] == [bool(j) for j in judged]
@@ -210,9 +208,7 @@ def test_vlm_calls_are_not_passed():
     usage = Usage(calls=1)
     decision = dataclasses.replace(draw(expects=()), usage=usage)
     listen, _ = listen_to(events.Started)
-    given = Ports(
-        FakeController([decision], usage=usage), FakeGenerator([10] * 99), FakeVerifier(usage=usage)
-    )
+    given = Ports(FakeController([decision], usage=usage), FakeGenerator([10] * 99), FakeVerifier(usage=usage))
     for limit, steps in ((3, 1), (4, 1), (5, 2), (7, 3)):
         state = run(given, Budget(vlm_calls=limit, patience=9), listen=listen)
         assert state.trajectory.cost.usage.calls == limit

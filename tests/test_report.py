@@ -146,9 +146,7 @@ def test_a_child_of_a_failed_check_is_shown_as_skipped_with_the_reason(tmp_path)
 
 def test_boxes_lie_where_the_evidence_says(tmp_path):
     page = page_of(tmp_path, *example())
-    edges = {
-        tuple(float(a[k].rstrip("%")) for k in ("x", "y", "width", "height")) for a in page.having("edge")
-    }
+    edges = {tuple(float(a[k].rstrip("%")) for k in ("x", "y", "width", "height")) for a in page.having("edge")}
     for x0, y0, x1, y1 in (RED_A, RED_B, BLUE, GREEN):
         wanted = (100 * x0, 100 * y0, 100 * (x1 - x0), 100 * (y1 - y0))
         assert any(edge == pytest.approx(wanted, abs=0.01) for edge in edges)
@@ -167,9 +165,7 @@ HOSTILE = BREAKOUT + "<img src=x onerror='alert(2)'>\" onload=\"x $title &amp; \
 
 def hostile_run():
     check = Check(HOSTILE, "Q" + HOSTILE, parent=HOSTILE)
-    verdict = Verdict(
-        (CheckVerdict(HOSTILE, "fail", 0.2, (Evidence("J" + HOSTILE, "N" + HOSTILE),), "W" + HOSTILE),)
-    )
+    verdict = Verdict((CheckVerdict(HOSTILE, "fail", 0.2, (Evidence("J" + HOSTILE, "N" + HOSTILE),), "W" + HOSTILE),))
     decision = Decision("edit", "R" + HOSTILE, "I" + HOSTILE, (), (check,), raw="D" + HOSTILE)
     step = Step(0, decision, (Candidate(1, verdict, verdict),), 0, False, notes=("M" + HOSTILE,))
     step = dataclasses.replace(step, cost=dataclasses.replace(step.cost, seconds={"P" + HOSTILE: 1.0}))
@@ -246,18 +242,14 @@ def _bytes(uri):
 
 def test_a_runs_folder_holds_all_that_the_page_shows(tmp_path):
     trajectory, images = example()
-    header = Header(
-        trajectory.goal, trajectory.seed, (64, 64), info().budget, preparation=trajectory.preparation
-    )
+    header = Header(trajectory.goal, trajectory.seed, (64, 64), info().budget, preparation=trajectory.preparation)
     journal.save(tmp_path / "run", header, trajectory, images)
     record = journal.read(tmp_path / "run")
     page_of(tmp_path, record.trajectory, record.pictures(), info())
     again = (tmp_path / "report.html").read_bytes()
     page_of(tmp_path, trajectory, images, info())
     assert again == (tmp_path / "report.html").read_bytes()
-    assert (
-        contact_sheet(record.trajectory, record.pictures()).tobytes() == contact_sheet(*example()).tobytes()
-    )
+    assert contact_sheet(record.trajectory, record.pictures()).tobytes() == contact_sheet(*example()).tobytes()
 
 
 def test_large_pictures_keep_the_page_small(tmp_path):
@@ -276,9 +268,7 @@ def _nothing_judged():
 
 
 def _all_unjudged():
-    return one_step(Verdict(tuple(CheckVerdict(c.id, "unjudged") for c in CHECKS))), Album(
-        {"IMG_GEN_0": draw([])}
-    )
+    return one_step(Verdict(tuple(CheckVerdict(c.id, "unjudged") for c in CHECKS))), Album({"IMG_GEN_0": draw([])})
 
 
 def _no_checks():
@@ -344,9 +334,7 @@ def test_an_older_page_stays_when_the_new_one_cannot_be_written(tmp_path):
     assert (tmp_path / "taken").read_text() == "x"
 
 
-@pytest.mark.parametrize(
-    ("share", "shown"), [(None, "–"), (0.0, "0%"), (0.58, "58%"), (0.999, "99%"), (1.0, "100%")]
-)
+@pytest.mark.parametrize(("share", "shown"), [(None, "–"), (0.0, "0%"), (0.58, "58%"), (0.999, "99%"), (1.0, "100%")])
 def test_only_a_full_score_reads_as_100_percent(share, shown):
     assert percent(share) == shown
 
@@ -396,9 +384,7 @@ def test_small_pictures_are_enlarged_by_a_whole_factor():
 def _contains(sheet, tile):
     """Whether `tile` lies in `sheet` on some row of tiles."""
     wanted, step = tile.tobytes(), 4
-    corners = (
-        (x, y) for y in range(0, sheet.height - tile.height + 1, step) for x in range(40, sheet.width, 284)
-    )
+    corners = ((x, y) for y in range(0, sheet.height - tile.height + 1, step) for x in range(40, sheet.width, 284))
     return any(sheet.crop((x, y, x + tile.width, y + tile.height)).tobytes() == wanted for x, y in corners)
 
 
@@ -488,9 +474,7 @@ def browser():
     if chromium is None:
         if os.environ.get("CI"):
             pytest.fail("Chromium is not installed: apt-get install chromium")
-        warnings.warn(
-            "CHROMIUM IS MISSING: nobody looked at the report. apt-get install chromium", stacklevel=1
-        )
+        warnings.warn("CHROMIUM IS MISSING: nobody looked at the report. apt-get install chromium", stacklevel=1)
         pytest.skip("chromium is not installed")
     playwright = pytest.importorskip("playwright.sync_api")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -504,9 +488,7 @@ def _opened(browser, path, width, height, scheme):
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.complaints = []
     page.on("console", lambda message: page.complaints.append(message.text))
-    page.on(
-        "request", lambda r: None if r.url.startswith(("file:", "data:")) else page.complaints.append(r.url)
-    )
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else page.complaints.append(r.url))
     page.goto(path.as_uri())
     return page
 

@@ -40,9 +40,7 @@ def run(
     controller = controller or ShapesController()
     rng = random.Random(seed)
     goal = Goal(prompt)
-    trajectory = Trajectory(
-        dataclasses.replace(goal, checks=controller.checklist(goal, Album()).checks), seed=seed
-    )
+    trajectory = Trajectory(dataclasses.replace(goal, checks=controller.checklist(goal, Album()).checks), seed=seed)
     album, scenes = Album(), {}
     for index in range(rounds + 1):
         decision = controller.decide(trajectory, album)

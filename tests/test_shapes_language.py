@@ -28,9 +28,7 @@ SEEDS = st.integers(0, 2**32)
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
     """Groups whose descriptions all differ, so that 'the …' is never ambiguous; relations point back."""
-    nouns = draw(
-        st.lists(st.builds(Noun, st.sampled_from(SHAPES), st.sampled_from(COLORS)), min_size=1, max_size=5)
-    )
+    nouns = draw(st.lists(st.builds(Noun, st.sampled_from(SHAPES), st.sampled_from(COLORS)), min_size=1, max_size=5))
     nouns = list(dict.fromkeys(nouns))
     groups = tuple(Group(n, draw(st.integers(1, 3))) for n in nouns)
     relations = tuple(

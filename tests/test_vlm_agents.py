@@ -43,8 +43,7 @@ def picture(color="blue"):
 
 def judged(**answers):
     rows = [
-        {"check": c, "reason": f"looks {a}", "answer": a, "probability": None, "boxes": []}
-        for c, a in answers.items()
+        {"check": c, "reason": f"looks {a}", "answer": a, "probability": None, "boxes": []} for c, a in answers.items()
     ]
     return json.dumps({"results": rows})
 
@@ -163,9 +162,7 @@ def test_a_bad_reply_is_repaired_once_with_its_error():
 @pytest.mark.parametrize("first", ["I would draw a dog.", ReplyError("The model's reply is empty.")])
 def test_two_bad_replies_end_the_planning_with_the_last_error(first):
     run, album = trajectory()
-    with pytest.raises(
-        ReplyError, match=r"no usable decision, twice: The JSON is cut off.*token limit.*larger model"
-    ):
+    with pytest.raises(ReplyError, match=r"no usable decision, twice: The JSON is cut off.*token limit.*larger model"):
         VLMController(Scripted([first, Reply('{"reasoning": "', truncated=True)])).decide(run, album)
 
 

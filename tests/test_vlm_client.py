@@ -105,15 +105,11 @@ def test_a_server_that_is_down_is_named_with_the_way_to_start_one():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         client = OpenAIClient(f"127.0.0.1:{taken.getsockname()[1]}", "tiny", settings=FAST)
-        with pytest.raises(
-            VLMConnectionError, match=r"No VLM server answers at http://127.*vllm serve.*ollama"
-        ):
+        with pytest.raises(VLMConnectionError, match=r"No VLM server answers at http://127.*vllm serve.*ollama"):
             client.chat(HELLO)
 
 
-@pytest.mark.parametrize(
-    "slow", [Sent(after=5.0), Sent(body="x" * 100, trickle=0.03)], ids=["silent", "trickling"]
-)
+@pytest.mark.parametrize("slow", [Sent(after=5.0), Sent(body="x" * 100, trickle=0.03)], ids=["silent", "trickling"])
 def test_a_slow_server_runs_into_the_time_limit_once(slow):
     with serving(slow) as server:
         client = OpenAIClient(server.url, "tiny", settings=dataclasses.replace(FAST, read=0.2))
@@ -140,9 +136,7 @@ def test_a_server_that_stays_in_trouble_is_given_up():
     assert len(server.chats) == 3
 
 
-@pytest.mark.parametrize(
-    ("asked", "least", "most"), [("0.2", 0.2, 4.0), ("600", 0.3, 4.0), ("tomorrow", 0.0, 4.0)]
-)
+@pytest.mark.parametrize(("asked", "least", "most"), [("0.2", 0.2, 4.0), ("600", 0.3, 4.0), ("tomorrow", 0.0, 4.0)])
 def test_retry_after_is_honoured_within_bounds(asked, least, most):
     with serving(complaint(429, "wait", **{"Retry-After": asked}), completion("fine")) as server:
         client = OpenAIClient(server.url, "tiny", settings=dataclasses.replace(FAST, longest_wait=0.3))
@@ -354,9 +348,7 @@ def test_an_answer_that_the_server_filed_under_reasoning_is_found():
 
 
 def test_content_may_come_in_parts_and_cut_off():
-    with serving(
-        completion([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "length")
-    ) as server:
+    with serving(completion([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "length")) as server:
         reply = server.client().chat(HELLO)
     assert (reply.text, reply.truncated) == ("ab", True)
 
@@ -389,9 +381,7 @@ def test_a_connection_that_is_cut_before_it_stands_does_not_stay_open():
         raise InterruptedRun
 
     with serving(Sent(after=20.0)) as server:
-        client = OpenAIClient(
-            server.url, "tiny", settings=dataclasses.replace(FAST, read=20), waiting=waiting
-        )
+        client = OpenAIClient(server.url, "tiny", settings=dataclasses.replace(FAST, read=20), waiting=waiting)
         with pytest.raises(InterruptedRun):
             client.chat(HELLO)
         threads = [t for t in threading.enumerate() if t.name == "vlm-request"]

@@ -18,9 +18,7 @@ from clvr.vlm.chat import TokenLogprob
 
 LABELS = ("IMG_REF_0", "IMG_GEN_0", "IMG_GEN_1")
 CHECKS = (Check("dog", "Is there a dog?", "object"), Check("red", "Is it red?", "color", "dog"))
-EDIT = (
-    '{"reasoning": "r", "action": "edit", "instruction": "i", "references": ["<IMG_GEN_1>"], "expects": []}'
-)
+EDIT = '{"reasoning": "r", "action": "edit", "instruction": "i", "references": ["<IMG_GEN_1>"], "expects": []}'
 YES_NO = '{"results": [{"check": "dog", "answer": "yes"}, {"check": "red", "answer": "no"}]}'
 
 READABLE = {
@@ -141,9 +139,7 @@ def test_a_checklist_is_read_from(text, checks):
     assert replies.parse_checklist(text) == checks
 
 
-@pytest.mark.parametrize(
-    "text", ['{"checks": []}', "[]", '{"checks": {}}', '{"checks": [{"id": "a"}]}', '["",""]']
-)
+@pytest.mark.parametrize("text", ['{"checks": []}', "[]", '{"checks": {}}', '{"checks": [{"id": "a"}]}', '["",""]'])
 def test_a_checklist_without_a_question_is_refused(text):
     with pytest.raises(ReplyError):
         replies.parse_checklist(text)
@@ -237,18 +233,14 @@ def test_boxes_are_thousandths_and_what_is_no_box_is_left_out(boxes, expected):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: (
-        st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["checks", "id", "action"]), inner)
-    ),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["checks", "id", "action"]), inner),
 )
 documents = st.one_of(
     st.text(),
     json_values.map(json.dumps),
     st.text(alphabet='{}[]",:<>/think\\ \n0'),
     st.sampled_from([EDIT, YES_NO]).flatmap(lambda t: st.integers(0, len(t)).map(lambda n: t[:n])),
-    st.fixed_dictionaries({"action": json_values, "references": json_values, "expects": json_values}).map(
-        json.dumps
-    ),
+    st.fixed_dictionaries({"action": json_values, "references": json_values, "expects": json_values}).map(json.dumps),
     st.fixed_dictionaries(
         {
             "results": st.lists(
@@ -331,9 +323,7 @@ boxes = st.tuples(thousandths, thousandths).flatmap(
 @settings(deadline=None)
 @given(
     st.lists(
-        st.tuples(
-            st.sampled_from(["pass", "fail", "unjudged"]), st.booleans(), words, st.lists(boxes, max_size=3)
-        ),
+        st.tuples(st.sampled_from(["pass", "fail", "unjudged"]), st.booleans(), words, st.lists(boxes, max_size=3)),
         min_size=1,
         max_size=4,
     )

@@ -64,9 +64,7 @@ def listing(*names: str) -> Sent:
 
 
 @contextlib.contextmanager
-def serving(
-    *answers: Sent | Callable[[dict[str, Any]], Sent], models: Sent | None = None
-) -> Iterator[Server]:
+def serving(*answers: Sent | Callable[[dict[str, Any]], Sent], models: Sent | None = None) -> Iterator[Server]:
     listener = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server = Server(f"http://127.0.0.1:{listener.server_port}", list(answers), models or listing("tiny"))
     listener.script = server  # type: ignore[attr-defined]

@@ -142,9 +142,7 @@ def score_chart(points: Sequence[Point], threshold: float | None) -> Markup:
     grid = join(*(_rule(level) for level in (0.0, 0.5, 1.0)))
     goal = NOTHING
     if threshold is not None:
-        goal = join(
-            _rule(threshold, "goal"), el("text", "Goal", class_="aim", x=0, y=_height(threshold), dy=-7)
-        )
+        goal = join(_rule(threshold, "goal"), el("text", "Goal", class_="aim", x=0, y=_height(threshold), dy=-7))
     lines = join(*(_segment(points, i) for i in range(len(points))))
     dots = join(*(_dot(points, i) for i in range(len(points))))
     spoken = "Score by round: " + ", ".join(f"{i + 1}: {percent(p.score)}" for i, p in enumerate(points))

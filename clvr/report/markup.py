@@ -21,9 +21,7 @@ NOTHING = Markup("")
 
 def join(*children: Child) -> Markup:
     """Children one after the other; None is nothing."""
-    return Markup(
-        "".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None)
-    )
+    return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
 
 
 def el(name: str, /, *children: Child, **attributes: Attribute) -> Markup:

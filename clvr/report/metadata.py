@@ -57,9 +57,7 @@ def save_final(
 
 def source_type(references: int) -> str:
     """IPTC digital source type: made by a model alone, or composed with what the user gave."""
-    return _SOURCE_TYPES + (
-        "compositeWithTrainedAlgorithmicMedia" if references else "trainedAlgorithmicMedia"
-    )
+    return _SOURCE_TYPES + ("compositeWithTrainedAlgorithmicMedia" if references else "trainedAlgorithmicMedia")
 
 
 def summary(trajectory: Trajectory, models: Mapping[str, str]) -> dict[str, object]:

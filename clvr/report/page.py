@@ -188,10 +188,7 @@ def _progress(run: _Run) -> Markup:
     if not steps:
         return NOTHING
     best = run.trajectory.best
-    points = [
-        Point(run.trajectory.score(s), s.accepted, s is best, _canvas_before(run.trajectory, s))
-        for s in steps
-    ]
+    points = [Point(run.trajectory.score(s), s.accepted, s is best, _canvas_before(run.trajectory, s)) for s in steps]
     threshold = run.info.budget.threshold if run.info.budget else None
     film = [_frame(run, s) for s in steps]
     chart = el("div", score_chart(points, threshold), el("ol", *film, class_="film"), class_="plot")
@@ -221,8 +218,7 @@ def _checklist(run: _Run) -> Markup:
         return NOTHING
     table = [rows(goal.checks, s.winner.active, s.chosen, mine=False) for s in steps]
     head = [
-        el("th", el("a", s.index + 1, href=f"#{anchor(s)}"), scope="col", class_=_column_class(run, s))
-        for s in steps
+        el("th", el("a", s.index + 1, href=f"#{anchor(s)}"), scope="col", class_=_column_class(run, s)) for s in steps
     ]
     body = []
     for i, check in enumerate(goal.checks):
@@ -258,11 +254,7 @@ def _references(run: _Run) -> Markup:
     shown = []
     for i, label in enumerate(labels):
         picture = run.pictures.of(label)
-        face = (
-            picture_tag(picture, f"Reference {i + 1}")
-            if picture
-            else el("div", "Not kept", class_="frame lost")
-        )
+        face = picture_tag(picture, f"Reference {i + 1}") if picture else el("div", "Not kept", class_="frame lost")
         shown.append(el("figure", face, el("figcaption", f"Reference {i + 1}")))
     title = el("h2", "Reference pictures", id="references-title")
     return el("section", title, el("div", *shown, class_="gallery"), id="references", class_="references",
@@ -271,12 +263,7 @@ def _references(run: _Run) -> Markup:
 
 def _lead(run: _Run) -> Markup:
     judged = (
-        c
-        for s in run.trajectory.steps
-        for k in s.candidates
-        for v in (k.active, k.passive)
-        if v
-        for c in v.results
+        c for s in run.trajectory.steps for k in s.candidates for v in (k.active, k.passive) if v for c in v.results
     )
     if not any(e.boxes for result in judged for e in result.evidence):
         return NOTHING
@@ -297,9 +284,7 @@ def _costs(run: _Run) -> Markup:
     listed += [("Stopping", trajectory.closing)]
     longest = max((c.total_seconds for _, c in listed), default=0.0)
     lines = [_cost_row(name, cost, longest) for name, cost in listed if cost != Cost()]
-    legend = [
-        _phase(name, seconds, total.total_seconds) for name, seconds in total.seconds.items() if seconds > 0
-    ]
+    legend = [_phase(name, seconds, total.total_seconds) for name, seconds in total.seconds.items() if seconds > 0]
     facts = [el("li", fact) for fact in usage_facts(total.nfe, total.usage)]
     title = el("h2", "What it cost", id="costs-title")
     parts = (el("ul", *legend, *facts, class_="facts"), el("ol", *lines, class_="bars"))

@@ -82,9 +82,7 @@ def round_section(trajectory: Trajectory, step: Step, pictures: Pictures) -> Mar
 
 def _heading(trajectory: Trajectory, step: Step, best: bool) -> Markup:
     action = ACTIONS[step.decision.action]
-    title = el(
-        "h3", el("span", f"Round {step.index + 1}", class_="ordinal"), el("span", action, class_="action")
-    )
+    title = el("h3", el("span", f"Round {step.index + 1}", class_="ordinal"), el("span", action, class_="action"))
     badges = [
         el("span", "Accepted", class_="badge accepted")
         if step.accepted
@@ -103,9 +101,7 @@ def _score(trajectory: Trajectory, step: Step) -> Markup:
     if earlier and earlier[-1] is not None:
         points = round(100 * (score - earlier[-1]))
         kind = "up" if points > 0 else "down" if points < 0 else "same"
-        change = el(
-            "span", f"{points:+d}" if points else "±0", class_=f"change {kind}", title="Change in points"
-        )
+        change = el("span", f"{points:+d}" if points else "±0", class_=f"change {kind}", title="Change in points")
     return el("span", percent(score), change, class_="score")
 
 
@@ -129,9 +125,7 @@ def _conditions(references: Sequence[str], pictures: Pictures) -> Markup:
     if not references:
         return NOTHING
     shown = [el("li", _thumb(pictures.of(label, thumb=True), ""), _origin(label)) for label in references]
-    return el(
-        "div", el("span", "Drawn from", class_="label"), el("ul", *shown, class_="from"), class_="sources"
-    )
+    return el("div", el("span", "Drawn from", class_="label"), el("ul", *shown, class_="from"), class_="sources")
 
 
 def _origin(label: str) -> Markup:
@@ -244,9 +238,7 @@ def _check(row: Row) -> Markup:
     notes = [_said(e) for e in evidence if e.note or e.judge]
     if row.outcome == "skipped" and row.above:
         notes.append(el("span", f"Not asked, because check {row.above} does not hold.", class_="said"))
-    question = el(
-        "span", el("span", row.check.question, dir="auto", class_="question"), *notes, class_="text"
-    )
+    question = el("span", el("span", row.check.question, dir="auto", class_="question"), *notes, class_="text")
     sure = row.result.probability if row.result else None
     chance = NOTHING
     if sure is not None and row.outcome != "skipped":

@@ -101,9 +101,7 @@ def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scaled to lie within `size`: hard pixels up, smooth down."""
     scale = min(size[0] / image.width, size[1] / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(
-        size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    )
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
 def _place(
@@ -178,8 +176,6 @@ def _pieces(word: str, font: Font, width: int) -> list[str]:
     return pieces
 
 
-def _write_lines(
-    pen: ImageDraw.ImageDraw, lines: list[str], top: int, step: int, font: Font, color: str
-) -> None:
+def _write_lines(pen: ImageDraw.ImageDraw, lines: list[str], top: int, step: int, font: Font, color: str) -> None:
     for i, line in enumerate(lines):
         pen.text((_MARGIN, top + i * step), line, fill=color, font=font)

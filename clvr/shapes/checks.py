@@ -253,9 +253,7 @@ def expectations(edit: Edit, before: Scene | None = None) -> tuple[Check, ...]:
 
 def drawn(spec: Spec) -> tuple[Check, ...]:
     """What a picture drawn from scratch for this spec must show: its checklist, as a step's own."""
-    return tuple(
-        Check(f"e-{c.id}", c.question, c.kind, f"e-{c.parent}" if c.parent else None) for c in checklist(spec)
-    )
+    return tuple(Check(f"e-{c.id}", c.question, c.kind, f"e-{c.parent}" if c.parent else None) for c in checklist(spec))
 
 
 def _loose(edit: Edit) -> tuple[Check, ...]:
@@ -302,9 +300,7 @@ def _narrower(noun: Noun, other: Noun) -> Noun | None:
     return other if noun != other and noun.covers(other) else None
 
 
-def _sorted_out(
-    found: Sequence[Found], noun: Noun, but: Noun | None = None
-) -> tuple[list[Found], list[Found]]:
+def _sorted_out(found: Sequence[Found], noun: Noun, but: Noun | None = None) -> tuple[list[Found], list[Found]]:
     """Those that fit for sure, and those that may."""
     sure: list[Found] = []
     maybe: list[Found] = []

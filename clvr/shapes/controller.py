@@ -89,9 +89,7 @@ class ShapesController:
             if placement.found is None and not any(f.cell == placement.cell for f in found):
                 yield from self._add(spec, plan, index, taken, found)
 
-    def _mend(
-        self, spec: Spec, placement: Placement, one: Found, found: Sequence[Found]
-    ) -> Iterator[Proposal]:
+    def _mend(self, spec: Spec, placement: Placement, one: Found, found: Sequence[Found]) -> Iterator[Proposal]:
         slot, (target, cell) = placement.slot, self._target(one, found)
         if one.cell != placement.cell:
             to, anchor = self._destination(placement, found, bound=True)
@@ -112,9 +110,7 @@ class ShapesController:
         reason = reasoning.forbidden(banned) if banned else reasoning.extra(target)
         yield Proposal(Edit("remove", target, cell), reason)
 
-    def _add(
-        self, spec: Spec, plan: Plan, index: int, taken: set[Cell], found: Sequence[Found]
-    ) -> Iterator[Proposal]:
+    def _add(self, spec: Spec, plan: Plan, index: int, taken: set[Cell], found: Sequence[Found]) -> Iterator[Proposal]:
         placement = plan.placements[index]
         noun = placement.slot.item.noun
         bound = any(placement.slot.group in (r.a, r.b) for r in entailed(spec).relations)

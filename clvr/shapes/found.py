@@ -64,6 +64,4 @@ def seen(scene: Scene) -> tuple[Found, ...]:
 def _ideal(item: Item) -> Found:
     x, y = (item.cell[1] + 0.5) / GRID, (item.cell[0] + 0.5) / GRID
     half = 0.4 / GRID
-    return Found(
-        item.shape, item.color, item.size, item.cell, (x, y), (x - half, y - half, x + half, y + half)
-    )
+    return Found(item.shape, item.color, item.size, item.cell, (x, y), (x - half, y - half, x + half, y + half))

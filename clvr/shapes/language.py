@@ -42,11 +42,7 @@ _RELATION_PHRASES: dict[str, str] = {
 }
 _PREFIXES = (
     ("draw",),
-    *(
-        (*start, noun, "of")
-        for start in ((), ("a",), ("an",), ("the",))
-        for noun in ("photo", "picture", "image")
-    ),
+    *((*start, noun, "of") for start in ((), ("a",), ("an",), ("the",)) for noun in ("photo", "picture", "image")),
 )
 _NO_WORDS = (("without", "any"), ("without", "a"), ("without", "an"), ("without",), ("no",), ("zero",))
 _VERBS = {
@@ -162,9 +158,7 @@ class _Reader:
         return Noun(shape, parts.get("color"), parts.get("size"))
 
     def adjective(self, parts: dict[str, str]) -> None:
-        kind, value = (
-            ("color", self.word) if self.word in COLORS else ("size", _SIZE_WORDS.get(self.word, ""))
-        )
+        kind, value = ("color", self.word) if self.word in COLORS else ("size", _SIZE_WORDS.get(self.word, ""))
         if not value:
             self.lost("a shape" if parts else "a size, a color or a shape")
         if parts.get(kind, value) != value:

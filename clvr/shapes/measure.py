@@ -158,9 +158,7 @@ def _components(kinds: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return [_runs(lines, starts, stops, g) for g in groups.values()]
 
 
-def _runs(
-    lines: list[int], starts: list[int], stops: list[int], group: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _runs(lines: list[int], starts: list[int], stops: list[int], group: list[int]) -> tuple[np.ndarray, np.ndarray]:
     rows = np.repeat([lines[i] for i in group], [stops[i] - starts[i] for i in group])
     return rows, np.concatenate([np.arange(starts[i], stops[i]) for i in group])
 

@@ -74,4 +74,3 @@ def sayable(spec: Spec) -> bool:
     """Whether every relation starts at a group of its own, so that `prompt_words` says all of them."""
     starts = [r.a for r in spec.relations]
     return len(set(starts)) == len(starts)
-

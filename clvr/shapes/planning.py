@@ -139,9 +139,7 @@ class _Search:
         used = {id(p.found) for p in done if p.found is not None}
         taken = {p.cell for p in done}
         left = [(j, f) for j, f in enumerate(self.found) if id(f) not in used]
-        here = [
-            (j, f) for j, f in left if f.cell not in taken and (not slot.fixed or f.cell == slot.item.cell)
-        ]
+        here = [(j, f) for j, f in left if f.cell not in taken and (not slot.fixed or f.cell == slot.item.cell)]
         here.sort(key=lambda pair: (not self.suits[index, pair[0]], -_likeness(slot, pair[1])))
         for j, one in here:
             yield KEEP if self.suits[index, j] else ALTER, Placement(slot, one, one.cell)
@@ -200,6 +198,4 @@ def _likeness(slot: Slot, one: Found) -> int:
 
 def _as_drawn(wanted: Sequence[Slot], found: Sequence[Found]) -> list[Placement]:
     """Every slot in its planned cell, whatever stands there now."""
-    return [
-        Placement(s, next((f for f in found if f.cell == s.item.cell), None), s.item.cell) for s in wanted
-    ]
+    return [Placement(s, next((f for f in found if f.cell == s.item.cell), None), s.item.cell) for s in wanted]

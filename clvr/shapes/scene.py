@@ -34,18 +34,12 @@ class Noun:
     size: str | None = None
 
     def matches(self, item: Item) -> bool:
-        return (
-            self.shape in (None, item.shape)
-            and self.color in (None, item.color)
-            and self.size in (None, item.size)
-        )
+        return self.shape in (None, item.shape) and self.color in (None, item.color) and self.size in (None, item.size)
 
     def covers(self, other: Noun) -> bool:
         """True when whatever fits `other` fits this description too."""
         return (
-            self.shape in (None, other.shape)
-            and self.color in (None, other.color)
-            and self.size in (None, other.size)
+            self.shape in (None, other.shape) and self.color in (None, other.color) and self.size in (None, other.size)
         )
 
 
@@ -120,9 +114,7 @@ class Scene:
 
 
 CELLS: tuple[Cell, ...] = tuple((r, c) for r in range(GRID) for c in range(GRID))
-MIDDLE_FIRST: tuple[Cell, ...] = tuple(
-    sorted(CELLS, key=lambda p: ((p[0] - 1.5) ** 2 + (p[1] - 1.5) ** 2, p[0], p[1]))
-)
+MIDDLE_FIRST: tuple[Cell, ...] = tuple(sorted(CELLS, key=lambda p: ((p[0] - 1.5) ** 2 + (p[1] - 1.5) ** 2, p[0], p[1])))
 """Where an object goes that was given no place: the free cell nearest the middle, then in reading order."""
 
 _BLOCKS = {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2), 5: (2, 3), 6: (2, 3)}
@@ -188,9 +180,7 @@ def _blocks(spec: Spec, rng: random.Random) -> list[list[Cell]] | None:
     return [[(r + dr, c + dc) for r, c in group] for group in cells]
 
 
-def _corner(
-    index: int, shape: Cell, relation: Relation | None, corners: list[Cell], shapes: list[Cell]
-) -> Cell:
+def _corner(index: int, shape: Cell, relation: Relation | None, corners: list[Cell], shapes: list[Cell]) -> Cell:
     if relation is not None:
         anchor = relation.b if relation.a == index else relation.a
         kind = relation.kind if relation.a == index else OPPOSITE[relation.kind]
@@ -215,9 +205,7 @@ def _fill(corner: Cell, shape: Cell, count: int) -> list[Cell]:
 
 
 def _holds(spec: Spec, cells: list[list[Cell]]) -> bool:
-    return all(
-        related(a, r.kind, b) for r in spec.relations for a in cells[r.a] for b in cells[r.b] if r.a != r.b
-    )
+    return all(related(a, r.kind, b) for r in spec.relations for a in cells[r.a] for b in cells[r.b] if r.a != r.b)
 
 
 def _search(spec: Spec, rng: random.Random, tries: int = 60) -> list[list[Cell]] | None:
@@ -270,9 +258,7 @@ def forbidden(spec: Spec, noun: Noun) -> list[Noun]:
 
 def _item(noun: Noun, cell: Cell, absent: Sequence[Noun], rng: random.Random) -> Item:
     for _ in range(100):
-        item = Item(
-            noun.shape or rng.choice(SHAPES), noun.color or rng.choice(COLORS), noun.size or "medium", cell
-        )
+        item = Item(noun.shape or rng.choice(SHAPES), noun.color or rng.choice(COLORS), noun.size or "medium", cell)
         if not any(n.matches(item) for n in absent):
             return item
     raise GrammarError(

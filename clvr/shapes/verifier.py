@@ -21,17 +21,13 @@ class MeasuringVerifier:
     def name(self) -> str:
         return NAME
 
-    def judge(
-        self, image: Image.Image, checks: Sequence[Check], references: Sequence[Image.Image] = ()
-    ) -> Verdict:
+    def judge(self, image: Image.Image, checks: Sequence[Check], references: Sequence[Image.Image] = ()) -> Verdict:
         """The first reference is the picture that was edited."""
         before = measure(references[0]) if references else None
         return judge_found(measure(image), checks, before)
 
 
-def judge_found(
-    found: Sequence[Found], checks: Sequence[Check], before: Sequence[Found] | None = None
-) -> Verdict:
+def judge_found(found: Sequence[Found], checks: Sequence[Check], before: Sequence[Found] | None = None) -> Verdict:
     """The verdict on what was seen: for many pictures measured at once."""
     return Verdict(tuple(_result(check, found, before) for check in checks))
 

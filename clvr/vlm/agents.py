@@ -88,9 +88,7 @@ class VLMController:
             Message("system", (templates.text("checklist"),)),
             Message("user", (*_goal(goal, images), "Write the checklist.")),
         ]
-        asked = _ask(
-            self._client, messages, replies.checklist_schema(), lambda r: replies.parse_checklist(r.text)
-        )
+        asked = _ask(self._client, messages, replies.checklist_schema(), lambda r: replies.parse_checklist(r.text))
         return Checklist(_usable(asked, "checklist"), asked.usage, asked.raw)
 
     def decide(self, trajectory: Trajectory, images: Album) -> Decision:
@@ -245,8 +243,6 @@ def _with_certainty(results: Sequence[CheckVerdict], reply: Reply) -> tuple[Chec
     """A measured P(yes) replaces the one that the model wrote down."""
     measured = probabilities(reply.text, reply.logprobs)
     return tuple(
-        dataclasses.replace(r, probability=measured[r.check])
-        if r.outcome != "unjudged" and r.check in measured
-        else r
+        dataclasses.replace(r, probability=measured[r.check]) if r.outcome != "unjudged" and r.check in measured else r
         for r in results
     )

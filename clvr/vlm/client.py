@@ -283,9 +283,7 @@ class OpenAIClient:
             where = self._secret.hide(answer.headers.get("location", "elsewhere"))[:200]
             raise VLMSetupError(f"{url} redirects to {where}.", "Give that address, if you trust it.")
         if status in (401, 403):
-            raise VLMSetupError(
-                f"{url} refused the API key ({status}): {said}.", "Give a key that is valid there."
-            )
+            raise VLMSetupError(f"{url} refused the API key ({status}): {said}.", "Give a key that is valid there.")
         if status == 404 or (status in (400, 422) and wire.names_unknown_model(said)):
             raise self._not_found(status, said)
         if status in (400, 422, 501):
@@ -298,9 +296,7 @@ class OpenAIClient:
             data = json.loads(text)
         except (ValueError, RecursionError):
             what = "a web page" if wire.is_page(text) else "something other than JSON"
-            raise VLMSetupError(
-                f"{url} answers with {what}.", "Give the address of the API itself."
-            ) from None
+            raise VLMSetupError(f"{url} answers with {what}.", "Give the address of the API itself.") from None
         if isinstance(data, dict) and data.get("error"):
             raise VLMError(f"{url} failed: {wire.complaint(text)}.", "Look at the server's log.")
         return data
@@ -314,18 +310,10 @@ class OpenAIClient:
         except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
-            return VLMSetupError(
-                f"There is no OpenAI-compatible API at {url} ({status}): {said}.", _START_ONE
-            )
+            return VLMSetupError(f"There is no OpenAI-compatible API at {url} ({status}): {said}.", _START_ONE)
         rows = data.get("data")
-        names = (
-            [str(r["id"]) for r in rows if isinstance(r, dict) and "id" in r]
-            if isinstance(rows, list)
-            else []
-        )
-        return VLMSetupError(
-            f"{url} has no model '{self._model}' ({said}).", f"It has {len(names)}{_listed(names)}."
-        )
+        names = [str(r["id"]) for r in rows if isinstance(r, dict) and "id" in r] if isinstance(rows, list) else []
+        return VLMSetupError(f"{url} has no model '{self._model}' ({said}).", f"It has {len(names)}{_listed(names)}.")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -62,9 +62,7 @@ def _probability(value: object) -> object:
             value = float(text) / (100 if percent else 1)
         except ValueError:
             return None
-    return (
-        value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1 else None
-    )
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1 else None
 
 
 def _list(value: object) -> object:
@@ -90,9 +88,7 @@ def _is_box(row: object) -> bool:
 
 def _checks(value: object) -> object:
     return (
-        [{"question": item} if isinstance(item, str) else item for item in value]
-        if isinstance(value, list)
-        else value
+        [{"question": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
     )
 
 
@@ -151,9 +147,7 @@ def parse_checklist(text: str) -> tuple[Check, ...]:
     return _contract_checks(_read(text, ChecklistReply).checks)
 
 
-def parse_decision(
-    text: str, labels: Collection[str], default: Sequence[str] = (), may_stop: bool = True
-) -> Decision:
+def parse_decision(text: str, labels: Collection[str], default: Sequence[str] = (), may_stop: bool = True) -> Decision:
     """A reply to plan.v1 as a decision. `labels` are the images there are; `default` is what an edit without
     references starts from. Raises ReplyError, also for an image that does not exist."""
     reply = _read(text, DecisionReply)
@@ -191,9 +185,7 @@ def _verdict(check: Check, results: Sequence[ResultReply], judge: str, raw: str)
     last = results[-1]
     boxes = tuple(_fractions(b) for r in results for b in r.boxes)
     probability = last.probability if _consistent(last.answer, last.probability) else None
-    return CheckVerdict(
-        check.id, _OUTCOMES[last.answer], probability, (Evidence(judge, last.reason, boxes),), raw
-    )
+    return CheckVerdict(check.id, _OUTCOMES[last.answer], probability, (Evidence(judge, last.reason, boxes),), raw)
 
 
 def _consistent(answer: Answer, probability: float | None) -> bool:
@@ -397,9 +389,7 @@ def checklist_schema() -> dict[str, Any]:
 def decision_schema(labels: Collection[str], may_stop: bool = True) -> dict[str, Any]:
     """`labels` are the images that may be referred to; without any, there is nothing to edit."""
     names = [f"<{label}>" for label in labels]
-    references = (
-        _array({"type": "string", "enum": names}) if names else _array({"type": "string"}, maxItems=0)
-    )
+    references = _array({"type": "string", "enum": names}) if names else _array({"type": "string"}, maxItems=0)
     return _object(
         reasoning={"type": "string"},
         action={"type": "string", "enum": ["generate", *(["edit"] * bool(names)), *(["stop"] * may_stop)]},

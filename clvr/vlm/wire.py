@@ -52,9 +52,7 @@ class Address:
         except ValueError:
             raise VLMSetupError("The VLM's address cannot be read.", _EXAMPLE) from None
         if parts.username is not None or parts.password is not None or parts.query:
-            raise VLMSetupError(
-                "The VLM's address holds a user name or a query.", "Give the key as the API key."
-            )
+            raise VLMSetupError("The VLM's address holds a user name or a query.", "Give the key as the API key.")
         if parts.scheme not in ("http", "https") or not host or re.search(r"\s", text):
             raise VLMSetupError(f"'{text:.80}' is no address of a VLM server.", _EXAMPLE)
         place = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
@@ -218,9 +216,7 @@ def _empty(truncated: bool, thoughts: str, refusal: str, max_tokens: int) -> Rep
         )
     if thoughts:
         return ReplyError("The model's reply has thinking only and no answer.", "Switch its thinking off.")
-    return ReplyError(
-        "The model's reply is empty.", "Look at the server's log; its chat template may be wrong."
-    )
+    return ReplyError("The model's reply is empty.", "Look at the server's log; its chat template may be wrong.")
 
 
 def _text(content: object) -> str:
