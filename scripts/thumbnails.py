@@ -14,12 +14,13 @@ from pathlib import Path
 from PIL import Image
 
 from scripts.comfy import ROOT, Client, Server
+from scripts.demo import LEAN
 
 WIDTH = 800
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="clvr-") as base, Server(Path(base)) as server:
+    with tempfile.TemporaryDirectory(prefix="clvr-") as base, Server(Path(base), environment=LEAN) as server:
         client = Client(server.address)
         for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
             target = ROOT / "workflows" / f"{path.stem}.jpg"
