@@ -37,7 +37,7 @@ def run(
     prompt: str, seed: int, failing: float = 0.0, controller: ShapesController | None = None, rounds: int = 8
 ) -> tuple[bool, Trajectory]:
     """The closed loop with a generator that renders what the instruction asks for, or slips."""
-    controller = controller or ShapesController()
+    controller = controller or ShapesController(2, "place")
     rng = random.Random(seed)
     goal = Goal(prompt)
     trajectory = Trajectory(dataclasses.replace(goal, checks=controller.checklist(goal, Album()).checks), seed=seed)
@@ -116,7 +116,7 @@ def decide(prompt: str, scene: Scene, tried: tuple[Decision, ...] = ()) -> Decis
     trajectory = Trajectory(goal, (start,))
     for decision in tried:
         trajectory = trajectory.append(Step(len(trajectory.steps), decision, (Candidate(0),), 0, False))
-    return ShapesController().decide(trajectory, Album({generated(0): render(scene, 0)}))
+    return ShapesController(2, "place").decide(trajectory, Album({generated(0): render(scene, 0)}))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_finished_picture_stops() -> None:
 
 def test_a_reference_picture_is_the_first_canvas_and_its_edit_the_goal() -> None:
     scene = Scene((Item("circle", "red", "medium", (1, 1)), Item("cross", "blue", "medium", (3, 0))))
-    controller, album = ShapesController(), Album({referenced(0): render(scene, 0)})
+    controller, album = ShapesController(2, "place"), Album({referenced(0): render(scene, 0)})
     goal = Goal("recolor the red circle to green", references=1)
     goal = dataclasses.replace(goal, checks=controller.checklist(goal, album).checks)
     decision = controller.decide(Trajectory(goal), album)

@@ -41,7 +41,7 @@ class ShapesController:
     Draws the first `first_objects` objects, then asks for one edit a round: of those that were tried least,
     the one that promises the best score. The seed of the trajectory fixes where things go."""
 
-    def __init__(self, first_objects: int = 2, where: Where = "place") -> None:
+    def __init__(self, first_objects: int = 1, where: Where = "none") -> None:
         self.first_objects = first_objects
         self.where: Where = where
 
