@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .journal import Journal, Record
     from .loop import Ports, State
     from .models import Choice
+    from .ports import Generator
     from .terminal import Progress
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
@@ -117,7 +118,7 @@ def _generate(options: argparse.Namespace) -> int:
     from .budget import Budget
     from .images import load_image
     from .journal import Header, Journal
-    from .models import Choice, load_generator, load_judges
+    from .models import Choice, load_judges
     from .terminal import Progress
     from .trajectory import Goal
 
@@ -132,7 +133,7 @@ def _generate(options: argparse.Namespace) -> int:
         controller, verifier = load_judges(choice)
         settings = loop.Settings(budget, options.policy, options.size)
         state = loop.start(Goal(options.prompt), references, controller, settings, seed, progress.listen)
-        generator = load_generator(choice)
+        generator = _open_generator(choice)
         ports = loop.Ports(controller, generator, verifier)
         size = options.size or generator.default_size
         journal.begin(Header.of(state, size, _names(ports), choice.options()), references)
@@ -142,7 +143,7 @@ def _generate(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from . import journal, loop
     from .budget import Budget
-    from .models import load_generator, load_judges
+    from .models import load_judges
     from .terminal import Progress
 
     record = journal.read(options.folder)
@@ -158,11 +159,20 @@ def _resume(options: argparse.Namespace) -> int:
             return _present(record)
         header = record.header
         controller, verifier = load_judges(choice)
-        ports = loop.Ports(controller, load_generator(choice), verifier)
+        ports = loop.Ports(controller, _open_generator(choice), verifier)
         settings = loop.Settings(header.budget, header.policy, header.size)
         progress = Progress(header.budget.steps)
         progress.show(record.trajectory)
         return _proceed(loop.State(record.trajectory, album, settings), ports, book, progress)
+
+
+def _open_generator(choice: Choice) -> Generator:
+    """The generator, without the loaders' own progress bars between ours."""
+    from .flux2.loading import silence
+    from .models import load_generator
+
+    silence()
+    return load_generator(choice)
 
 
 def _recorded_choice(record: Record, vlm: str) -> Choice:

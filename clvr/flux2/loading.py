@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from ..errors import SettingError, WeightsError
 from .encodings import KleinPipeline
@@ -17,6 +19,12 @@ from .folder import Folder, read_json
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 OFFLOADS = ("none", "model", "sequential")
 _SHOWN = 4
+
+
+def silence() -> None:
+    """Turn off the progress bars of diffusers and transformers, for a process whose terminal is ours."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def load_pipeline(folder: Folder, device: str = "auto", dtype: str = "auto", offload: str = "none") -> KleinPipeline:
