@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import Flux2KleinPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from clvr import builtin
 from clvr.flux2.export import export
 from clvr.flux2.keymap import to_diffusers
 from scripts.comfy import ComfyError, find
@@ -34,25 +36,35 @@ def comfy():
         pytest.skip(f"NO COMFYUI: {error}")
 
 
-@pytest.fixture(scope="module")
-def twin(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("twin")
-    tiny_klein.make(folder / "klein")
-    export(folder / "klein", folder / "twin.safetensors")
-    return folder / "twin.safetensors"
+@pytest.fixture(scope="module", params=["random", "builtin"])
+def klein(request, tmp_path_factory):
+    """A klein folder: random weights, or the model that the pack ships."""
+    if request.param == "builtin":
+        return builtin.PATH
+    folder = tmp_path_factory.mktemp("klein")
+    tiny_klein.make(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def pipeline(twin):
-    """The twin's folder with the weights that the twin has: rounded to bf16, computed in fp32."""
-    made = tiny_klein.pipeline()
+def twin(klein, tmp_path_factory):
+    path = tmp_path_factory.mktemp("twin") / "twin.safetensors"
+    export(klein, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(klein, twin):
+    """The folder with the weights that the twin has: rounded to bf16, computed in fp32."""
+    made = Flux2KleinPipeline.from_pretrained(klein, dtype=torch.float32)
     made.transformer.load_state_dict({k: t.float() for k, t in to_diffusers(load_file(twin)).items()})
     made.set_progress_bar_config(disable=True)
     return made
 
 
 @pytest.fixture(scope="module")
-def given():
+def given(pipeline):
+    width = pipeline.transformer.config.joint_attention_dim
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape):
@@ -60,8 +72,8 @@ def given():
 
     return {
         "noise": noise(2, 128, HEIGHT // 16, WIDTH // 16),
-        "positive": noise(1, 512, 3 * tiny_klein.HIDDEN).repeat(2, 1, 1),
-        "negative": noise(1, 512, 3 * tiny_klein.HIDDEN).repeat(2, 1, 1),
+        "positive": noise(1, 512, width).repeat(2, 1, 1),
+        "negative": noise(1, 512, width).repeat(2, 1, 1),
         "reference_0": noise(1, 128, 4, 4),
         "reference_1": noise(1, 128, 6, 5),
         "sigma": torch.tensor(SIGMA),
