@@ -163,7 +163,7 @@ def compare(generator: Generator, count: int, rounds: int, seed: int) -> list[st
     mean = sum(images) / len(images)
     complexity_mean = sum(complexity(s, t) for t, s in made) / len(made)
     lines = [
-        f"{count} prompts of 3 to 5 objects, complexity {complexity_mean:.1f}; {mean:.2f} images each in the loop.",
+        f"{count} prompts of 3 to 5 objects, complexity (A.7) {complexity_mean:.1f}; the loop drew {mean:.2f} each.",
         "",
         "| way | images a prompt | passes [95 %] |",
         "| --- | --- | --- |",

@@ -316,7 +316,7 @@ def decode(kind: Any, value: Any, where: str = "") -> Any:  # noqa: ANN401
     return _decode_plain(kind, value, where)
 
 
-def _decode_plain(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401
+def _decode_plain(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
     _expect(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind.__name__, value)
     return value
 

@@ -219,10 +219,10 @@ def batches(
             rng.shuffle(members)
             order += [members[k : k + size] for k in range(0, len(members) - size // 4, size)]
     rng.shuffle(order)
-    pad = tokenizer.pad_token_id
+    pad = torch.tensor(tokenizer.pad_token_id)
     for chosen in order:
         ids = torch.from_numpy(np.stack([i for i in (tokens[n] for n in chosen) if i is not None]))
-        mask = ids.ne(pad).long()
+        mask = torch.ne(ids, pad).long()
         target = latents[[where[made[n].target] for n in chosen]]
         references = [
             latents[[where[made[n].references[k]] for n in chosen]] for k in range(len(made[chosen[0]].references))
