@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from . import builtin
 from .errors import ClvrError, VLMError, VLMSetupError
 from .ports import Controller, Generator, Verifier
 
@@ -85,7 +86,7 @@ def load_generator(choice: Choice) -> Generator:
     from .flux2.generator import Flux2Generator
 
     return Flux2Generator.load(
-        _builtin_path() if choice.model == BUILTIN else choice.model,
+        builtin.PATH if choice.model == BUILTIN else choice.model,
         device=choice.device,
         dtype=choice.dtype,
         offload=choice.offload,
@@ -127,7 +128,7 @@ def survey(vlm: str = "", vlm_model: str = "") -> Iterator[Finding]:
     """What is usable here. Looks at files and installed packages, and asks a VLM server only where one is
     named; nothing is downloaded."""
     yield from _packages()
-    yield _folder(f"model: {BUILTIN}", _builtin_path(), "--model builtin")
+    yield _folder(f"model: {BUILTIN}", builtin.PATH, "--model builtin")
     cached = dict(_cached_models())
     for repository, path in cached.items():
         yield _folder(f"model: {repository}", path, f"--model {repository}")
@@ -146,10 +147,6 @@ def hub_cache() -> Path:
         return Path(os.environ["HF_HUB_CACHE"])
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
     return Path(os.environ.get("HF_HOME", home)) / "hub"
-
-
-def _builtin_path() -> Path:
-    return Path(__file__).with_name("builtin")
 
 
 def _packages() -> Iterator[Finding]:

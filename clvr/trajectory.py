@@ -257,7 +257,7 @@ class Trajectory:
         return dataclasses.replace(self, steps=(*self.steps, step))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"version": VERSION, **_plain(self)}
+        return {"version": VERSION, **encode(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trajectory:
@@ -275,18 +275,15 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def encode(value: Any) -> Any:  # noqa: ANN401
+    """A contract object as plain JSON data."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [encode(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): encode(v) for k, v in value.items()}
     return value
-
-
-encode = _plain
-"""A contract object as plain JSON data."""
 
 
 def decode(kind: Any, value: Any, where: str = "") -> Any:  # noqa: ANN401

@@ -12,11 +12,11 @@ from diffusers import Flux2KleinPipeline
 from PIL import Image
 
 from clvr.errors import FormatError, MissingFileError
-from clvr.shapes.edits import say
+from clvr.shapes.edits import KINDS, say
 from clvr.shapes.language import parse, parse_edit
 from clvr.shapes.phrases import PREFIX
 from clvr.shapes.render import render
-from clvr.shapes.sampler import CATEGORIES, KINDS, edit_sample, held_back, prompt
+from clvr.shapes.sampler import CATEGORIES, edit_sample, held_back, prompt
 from training.builtin import begin, prepare, publish
 from training.config import BuiltinConfig, DataConfig, OptimConfig, TextConfig, VAEConfig, load
 from training.data import samples, trajectory

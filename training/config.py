@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,3 @@ def load(path: Path) -> BuiltinConfig:
     if not isinstance(data, dict):
         raise FormatError(f"{path} should hold a mapping.", "See training/recipes/builtin.yaml.")
     return decode(BuiltinConfig, data)
-
-
-def as_dict(config: BuiltinConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)

@@ -20,7 +20,7 @@ from clvr.flux2.generator import padded_length
 from clvr.shapes import reasoning
 from clvr.shapes.edits import KINDS, Edit, apply, say
 from clvr.shapes.render import render_batch
-from clvr.shapes.sampler import canvas, edit, edit_sample, held_back, prompt
+from clvr.shapes.sampler import edit, edit_sample, held_back, prompt
 from clvr.shapes.scene import CELLS, COLORS, SHAPES, Group, Item, Noun, Scene, realise
 from clvr.trajectory import Decision, generated
 
@@ -252,6 +252,3 @@ def corpus(seed: int = 3, count: int = 6000) -> list[str]:
 def held_out(config: BuiltinConfig, count: int, seed: int = 99) -> list[Sample]:
     """Samples of the held-back tenth, for the validation loss."""
     return samples(config.data, random.Random(seed), count, held=True)[:count]
-
-
-__all__ = ["Batch", "Encoder", "Sample", "batches", "canvas", "corpus", "held_out", "samples", "trajectory"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clvr.shapes.edits import apply, say
+from clvr.shapes.edits import KINDS, apply, say
 from clvr.shapes.render import render
-from clvr.shapes.sampler import CATEGORIES, KINDS, edit_sample, prompt
+from clvr.shapes.sampler import CATEGORIES, edit_sample, prompt
 from clvr.shapes.scene import realise
 
 from .sampling import Sampler, noise

@@ -21,10 +21,6 @@ def done() -> str:
     return "Everything is there."
 
 
-def stuck() -> str:
-    return "Nothing more can be done."
-
-
 def missing(noun: Noun, count: int = 1) -> str:
     """'A blue square is missing.', 'Two blue squares are missing.'"""
     return _sentence(f"{counted(noun, count)} {'is' if count == 1 else 'are'} missing.")

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 from ..errors import GrammarError
-from .edits import KINDS, Anchor, Edit, apply, say
+from .edits import Anchor, Edit, apply, say
 from .phrases import PREFIX, prompt_words, sayable
 from .scene import (
     CELLS,
@@ -206,6 +206,3 @@ def complexity(wanted: Spec, text: str) -> float:
     attributes = sum(g.count * ((g.noun.color is not None) + (g.noun.size is not None)) for g in wanted.groups)
     edges = attributes + len(wanted.relations)
     return nodes * math.log1p(nodes) + edges + math.log1p(len(text.split()))
-
-
-__all__ = ["CATEGORIES", "KINDS", "canvas", "complex_spec", "complexity", "edit", "edit_sample", "held_back", "prompt"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import GrammarError
@@ -264,10 +264,3 @@ def _item(noun: Noun, cell: Cell, absent: Sequence[Noun], rng: random.Random) ->
     raise GrammarError(
         "The prompt leaves no shape or color for one of its objects.", "Drop a 'no …' or name the object."
     )
-
-
-def neighbours(cell: Cell) -> Iterator[tuple[str, Cell]]:
-    """The cells beside this one, with their relation to it."""
-    for kind, (row, column) in STEP.items():
-        if 0 <= cell[0] + row < GRID and 0 <= cell[1] + column < GRID:
-            yield kind, (cell[0] + row, cell[1] + column)
