@@ -32,6 +32,10 @@ class SettingError(ClvrError, ValueError):
     """A setting has a value that cannot work: a size, a device, a number format."""
 
 
+class OutputError(ClvrError, OSError):
+    """A file cannot be written: it is there already, is one of the inputs, or the disk is full."""
+
+
 class DeviceMemoryError(ClvrError, MemoryError):
     """The device has too little memory even for a single image."""
 

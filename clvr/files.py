@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import RunFolderError
 
@@ -44,3 +46,19 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
         f"Cannot write {path}: {error.strerror or error}.",
         "Free some space or make the folder writable; what was written before is intact.",
     )
+
+
+def lock(file: BinaryIO) -> bool:
+    """Lock an open file for this process until it is closed; False where another process holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ from .errors import (
     RunLockedError,
 )
 from .events import Event, Settled, Stopped
-from .files import cannot_write, sync_folder, write_atomic
+from .files import cannot_write, lock, sync_folder, write_atomic
 from .images import load_image, png_bytes
 from .ports import Album, Size
 from .trajectory import Cost, Goal, Step, Trajectory, decode, encode, referenced
@@ -179,9 +178,9 @@ class Journal:
 
     A folder that was merely reserved, and got no run, is removed again on closing."""
 
-    def __init__(self, folder: Path, lock: BinaryIO, lines: int = 0) -> None:
+    def __init__(self, folder: Path, held: BinaryIO, lines: int = 0) -> None:
         self.folder = folder
-        self._lock = lock
+        self._held = held
         self._lines = lines
 
     @classmethod
@@ -189,15 +188,15 @@ class Journal:
         """Reserve a folder for a new run. Raises RunLockedError, and RunFolderError where the folder cannot
         be written or already holds a run."""
         folder = Path(folder)
-        lock = _lock(folder)
+        held = _lock(folder)
         taken = [name for name in (JOURNAL, TRAJECTORY, "steps", "final.png") if (folder / name).exists()]
         if taken:
-            lock.close()
+            held.close()
             raise RunFolderError(
                 f"{folder} already holds a run ({taken[0]}).",
                 f"Continue it with: clvr resume {folder}, or give another --out.",
             )
-        return cls(folder, lock)
+        return cls(folder, held)
 
     @classmethod
     def reopen(cls, folder: str | Path, budget: Budget | None = None) -> tuple[Journal, Record]:
@@ -207,10 +206,10 @@ class Journal:
         Raises what `read` raises, RunLockedError, and RunFolderError where the folder cannot be written."""
         folder = Path(folder)
         read(folder)
-        lock = _lock(folder)
+        held = _lock(folder)
         try:
             record = read(folder)
-            journal = cls(folder, lock, record.lines)
+            journal = cls(folder, held, record.lines)
             if record.warnings:
                 journal._truncate(record.length)
             if budget is not None or record.resumable:
@@ -218,7 +217,7 @@ class Journal:
                 journal._append("reopen", data)
                 record = dataclasses.replace(_replay(folder, record, "reopen", data), warnings=record.warnings)
         except BaseException:
-            lock.close()
+            held.close()
             raise
         return journal, record
 
@@ -248,9 +247,9 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._lock.closed:
+        if self._held.closed:
             return
-        self._lock.close()
+        self._held.close()
         if self._lines:
             return
         with contextlib.suppress(OSError):
@@ -403,18 +402,9 @@ def _lock(folder: Path) -> BinaryIO:
         file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the run
     except OSError as error:
         raise cannot_write(path, error) from error
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not lock(file):
         file.close()
         raise RunLockedError(
             f"Another process is writing into {folder}.", "Wait until it is done, or give another --out."
-        ) from None
+        )
     return file
