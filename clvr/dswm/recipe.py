@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -57,6 +57,11 @@ class Strength:
         """λ in a block such as 'double.3', 'input' or 'final'."""
         fitting = [(_width(s), -i, number) for i, (s, number) in enumerate(self.blocks.items()) if _holds(s, block)]
         return min(fitting)[2] if fitting else self.value
+
+    @staticmethod
+    def touches(selector: str, blocks: Iterable[str]) -> bool:
+        """Whether any of the blocks is in the group."""
+        return any(_holds(selector, block) for block in blocks)
 
     @property
     def constant(self) -> bool:

@@ -1,0 +1,1 @@
+"""The merged increment as a LoRA of a given rank."""
