@@ -1,4 +1,4 @@
-"""clvr generate | resume | report | export | models. Results go to stdout, everything else to stderr."""
+"""The commands about runs: generate, resume, report, export, models."""
 
 from __future__ import annotations
 
@@ -8,66 +8,28 @@ import json
 import os
 import re
 import secrets
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
-from .errors import ClvrError, FormatError
+from ..errors import FormatError
+from .common import FAILED, OK, image_size, say
 
 if TYPE_CHECKING:
-    from .events import Answer, Event
-    from .journal import Journal, Record
-    from .loop import Ports, State
-    from .models import Choice
-    from .ports import Generator
-    from .terminal import Progress
+    from ..events import Answer, Event
+    from ..journal import Journal, Record
+    from ..loop import Ports, State
+    from ..models import Choice
+    from ..ports import Generator
+    from ..terminal import Progress
 
-OK, FAILED, INTERRUPTED = 0, 2, 130
-
-EXAMPLES = """examples:
-  clvr generate "two red circles above a blue square" --seed 1 --out out/first
-  clvr generate "a cat reading a newspaper" --model black-forest-labs/FLUX.2-klein-4B --vlm http://127.0.0.1:8000
-  clvr resume out/first --budget steps=12
-  clvr models
-
-environment:
-  CLVR_VLM_URL, CLVR_VLM_MODEL   the VLM server that is used when --vlm and --vlm-model are not given
-  CLVR_VLM_API_KEY               its key (or OPENAI_API_KEY); it is never written anywhere
-"""
 BUDGET = (
     "limits as name=value, separated by commas: steps (8), candidates (1), nfe, seconds, vlm_calls, "
     "verify_every (1), threshold (1), patience (4); 'none' lifts a limit"
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all went well, 2 for what the user can mend, 130 after Ctrl-C."""
-    options = parser().parse_args(arguments)
-    try:
-        return options.command(options)
-    except ClvrError as error:
-        _say(f"clvr: {error}")
-        return FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except KeyboardInterrupt:
-        _say("clvr: interrupted")
-        return INTERRUPTED
-
-
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(
-        "clvr",
-        description="Draw complex prompts in a closed loop: plan, draw, verify, correct, stop.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    root.add_argument("--version", action="version", version=f"clvr {__version__}")
-    commands = root.add_subparsers(metavar="COMMAND", required=True)
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_generate(commands.add_parser("generate", help="draw a prompt; everything goes into a run folder"))
     resume = commands.add_parser("resume", help="continue a run that was interrupted, or give it more budget")
     resume.add_argument("folder", type=Path, metavar="DIR")
@@ -85,7 +47,6 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--vlm", default="", metavar="URL", help="also ask this VLM server")
     models.add_argument("--vlm-model", default="", metavar="NAME")
     models.set_defaults(command=_models)
-    return root
 
 
 def _add_generate(command: argparse.ArgumentParser) -> None:
@@ -103,7 +64,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     add("--budget", default="", metavar="LIMITS", help=BUDGET)
     add("--policy", default="clvr", metavar="NAME", help="how the loop is run (clvr)")
     add("--seed", type=int, help="the same seed gives the same run; random when not given")
-    add("--size", type=_size, metavar="WxH", help="pixels; the model's own when not given")
+    add("--size", type=image_size, metavar="WxH", help="pixels; the model's own when not given")
     add("--steps", type=int, help="denoising steps; the model's own when not given")
     add("--guidance", type=float, help="classifier-free guidance; the model's own when not given")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
@@ -114,13 +75,13 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from . import loop
-    from .budget import Budget
-    from .images import load_image
-    from .journal import Header, Journal
-    from .models import Choice, load_judges
-    from .terminal import Progress
-    from .trajectory import Goal
+    from .. import loop
+    from ..budget import Budget
+    from ..images import load_image
+    from ..journal import Header, Journal
+    from ..models import Choice, load_judges
+    from ..terminal import Progress
+    from ..trajectory import Goal
 
     budget = Budget.parse(options.budget)
     names = {f.name for f in dataclasses.fields(Choice)} & vars(options).keys()
@@ -141,10 +102,10 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from . import journal, loop
-    from .budget import Budget
-    from .models import load_judges
-    from .terminal import Progress
+    from .. import journal, loop
+    from ..budget import Budget
+    from ..models import load_judges
+    from ..terminal import Progress
 
     record = journal.read(options.folder)
     budget = Budget.parse(options.budget, record.header.budget) if options.budget else None
@@ -153,9 +114,9 @@ def _resume(options: argparse.Namespace) -> int:
     book, record = journal.Journal.reopen(options.folder, budget)
     with book:
         for warning in record.warnings:
-            _say(f"clvr: {warning}")
+            say(f"clvr: {warning}")
         if record.trajectory.stop_reason:
-            _say(f"The run is over: {record.trajectory.stop_reason}. More budget continues it.")
+            say(f"The run is over: {record.trajectory.stop_reason}. More budget continues it.")
             return _present(record)
         header = record.header
         controller, verifier = load_judges(choice)
@@ -168,8 +129,8 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _open_generator(choice: Choice) -> Generator:
     """The generator, without the loaders' own progress bars between ours."""
-    from .flux2.loading import silence
-    from .models import load_generator
+    from ..flux2.loading import silence
+    from ..models import load_generator
 
     silence()
     return load_generator(choice)
@@ -177,7 +138,7 @@ def _open_generator(choice: Choice) -> Generator:
 
 def _recorded_choice(record: Record, vlm: str) -> Choice:
     """Who drew, planned and judged the run so far; `vlm` is another address for the same VLM."""
-    from .models import Choice
+    from ..models import Choice
 
     if not record.header.options:
         raise FormatError(
@@ -190,8 +151,8 @@ def _recorded_choice(record: Record, vlm: str) -> Choice:
 
 def _proceed(state: State, ports: Ports, journal: Journal, progress: Progress) -> int:
     """Run to the end, with the journal first and the screen second. Leaves a readable folder in any case."""
-    from . import loop
-    from .journal import read
+    from .. import loop
+    from ..journal import read
 
     def listen(event: Event) -> Answer | None:
         journal.listen(event)
@@ -201,7 +162,7 @@ def _proceed(state: State, ports: Ports, journal: Journal, progress: Progress) -
     try:
         state = loop.proceed(state, ports, listen)
     except BaseException:
-        _say(f"clvr: what is complete stays; continue with: clvr resume {journal.folder}")
+        say(f"clvr: what is complete stays; continue with: clvr resume {journal.folder}")
         raise
     finally:
         progress.close()
@@ -211,8 +172,8 @@ def _proceed(state: State, ports: Ports, journal: Journal, progress: Progress) -
 
 def _present(record: Record) -> int:
     """Write what a person looks at, and say where it is. Raises FormatError for a run without a drawing."""
-    from .images import save_png
-    from .report import RunInfo, contact_sheet, save_final, write_report
+    from ..images import save_png
+    from ..report import RunInfo, contact_sheet, save_final, write_report
 
     folder, trajectory, models = record.folder, record.trajectory, record.header.models
     if trajectory.best is None:
@@ -230,18 +191,18 @@ def _present(record: Record) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .journal import read
+    from ..journal import read
 
     record = read(options.folder)
     for warning in record.warnings:
-        _say(f"clvr: {warning}")
+        say(f"clvr: {warning}")
     return _present(record)
 
 
 def _export(options: argparse.Namespace) -> int:
-    from .context import to_sharegpt
-    from .files import write_atomic
-    from .journal import read
+    from ..context import to_sharegpt
+    from ..files import write_atomic
+    from ..journal import read
 
     base = options.sharegpt.resolve().parent
     records = []
@@ -259,7 +220,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from .models import survey
+    from ..models import survey
 
     for finding in survey(options.vlm, options.vlm_model):
         print(f"{'ok     ' if finding.usable else 'missing'}  {finding.name}\n         {finding.detail}")
@@ -278,14 +239,3 @@ def _default_folder(prompt: str) -> Path:
 def _relative(path: Path, base: Path) -> str:
     """With slashes on every system, as training tools expect."""
     return Path(os.path.relpath(path, base)).as_posix()
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip().lower())
-    if not match or not (int(match[1]) and int(match[2])):
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; write for example 1024x768")
-    return int(match[1]), int(match[2])
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
