@@ -31,6 +31,8 @@ FOREIGN = {
     "._data": "quanto",
 }
 """Parts of a quantised layer that tell its format."""
+OTHER_MODELS = ("first_stage_model.", "vae.", "cond_stage_model.", "text_encoders.")
+"""Prefixes in an all-in-one checkpoint."""
 UNQUANTISED = "Merge from the bf16 files: quantised weights have lost what an increment is made of."
 _SHOWN = 6
 
@@ -305,15 +307,11 @@ def _check_dtype(path: Path, name: str, entry: headers.Entry, scaled: bool, allo
 def _check_complete(path: Path, runs: Mapping[str, Run]) -> None:
     depth = {kind: depth_of(runs, kind) for kind in ("double", "single")}
     missing = []
-    for rule in RULES:
-        count = 2 if rule.swapped else len(rule.diffusers)
-        names = (
-            [rule.bfl.replace("#", str(i)) for i in range(depth.get(rule.bfl[:6], 0))]
-            if "#" in rule.bfl
-            else [rule.bfl]
-        )
-        if not rule.bfl.startswith("guidance_in"):
-            missing += [f"{name}:{i}" for name in names for i in range(count) if f"{name}:{i}" not in runs]
+    for rule in (r for r in RULES if not r.bfl.startswith("guidance_in")):
+        blocks = depth[rule.bfl[:6]] if "#" in rule.bfl else 1
+        held = 2 if rule.swapped else len(rule.diffusers)
+        wanted = [f"{rule.bfl.replace('#', str(n))}:{i}" for n in range(blocks) for i in range(held)]
+        missing += [piece for piece in wanted if piece not in runs]
     if not runs or missing:
         shown = ", ".join(dict.fromkeys(key_of(piece, "diffusers") for piece in missing[:_SHOWN]))
         raise WeightsError(

@@ -14,7 +14,7 @@ from ..errors import MissingFileError, OutputError, SettingError
 from .adapters import Adapter, is_adapter, open_adapter
 from .arithmetic import superpose
 from .checkpoints import Checkpoint, Run, depth_of, open_checkpoint, same_model
-from .reading import DTYPES, WeightFile
+from .reading import DTYPES, WeightFile, bytes_of
 from .recipe import Recipe, Source, Strength, block_of
 
 WIDTHS = {"in_channels": 128, "out_channels": None, "patch_size": 1, "timestep_guidance_channels": 256}
@@ -168,7 +168,7 @@ def read_rows(run: Run, start: int = 0, stop: int | None = None) -> Tensor:
     last = rows if stop is None else stop
     row = run.elements // rows * run.itemsize
     raw = torch.empty((last - start) * row, dtype=torch.uint8)
-    run.file.read(run.offset + start * row, memoryview(raw.numpy()))
+    run.file.read(run.offset + start * row, bytes_of(raw))
     values = raw.view(DTYPES[run.dtype]).to(torch.float32)
     if run.scale != 1.0:
         values *= run.scale

@@ -36,7 +36,6 @@ class WeightFile:
         self.header = headers.read(path)
         self._seen = _identity(path)
         self._local = threading.local()
-        self._handles: list[int] = []
 
     @property
     def size(self) -> int:
@@ -76,7 +75,7 @@ class WeightFile:
             shape[0] = max(0, last - first)
         rows = torch.empty(shape, dtype=DTYPES[entry.dtype])
         if rows.numel():
-            self.read(entry.start + first * row, memoryview(rows.view(-1).view(torch.uint8).numpy()))
+            self.read(entry.start + first * row, bytes_of(rows))
         return rows
 
     def check_unchanged(self) -> None:
@@ -88,6 +87,11 @@ class WeightFile:
         if not hasattr(self._local, "file"):
             self._local.file = open(self.path, "rb", buffering=0)  # noqa: SIM115
         return self._local.file
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous CPU tensor's own memory."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _identity(path: Path) -> tuple[int, int, int, int]:

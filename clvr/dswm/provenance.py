@@ -1,0 +1,95 @@
+"""What was merged, for the written header: names, formats, strengths, and the SHA-256 of every input file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import __version__
+from .plan import Plan
+from .reading import WeightFile
+
+RECORD = "clvr_merge"
+"""Key of the record in the written header's metadata."""
+_BLOCK = 1 << 22
+_TELL = 0.2
+
+
+@dataclass(frozen=True)
+class Input:
+    """`strength`: λ as text, '' for the base. `files`: name -> sha256."""
+
+    name: str
+    path: Path
+    format: str
+    strength: str
+    bytes: int
+    files: Mapping[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """Of the file as sha256sum prints it; of several files, that of their lines."""
+        if len(self.files) == 1:
+            return next(iter(self.files.values()))
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+class Hashes:
+    """SHA-256 of every input file, computed beside the merge while the file's bytes are in memory anyway."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._files = list(dict.fromkeys(file for source in plan.sources.values() for file in source.files))
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(max(1, len(self._files)), "sha256")
+
+    def __enter__(self) -> Hashes:
+        self._futures = {file: self._pool.submit(self._hash, file) for file in self._files}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown()
+
+    def wait(self, tell: Callable[[], None]) -> dict[WeightFile, str]:
+        running = set(self._futures.values())
+        while running:
+            _, running = wait(running, timeout=_TELL)
+            tell()
+        return {file: future.result() for file, future in self._futures.items()}
+
+    def _hash(self, file: WeightFile) -> str:
+        digest, buffer = hashlib.sha256(), bytearray(_BLOCK)
+        for start in range(0, file.size, _BLOCK):
+            if self._stopped.is_set():
+                break
+            view = memoryview(buffer)[: min(_BLOCK, file.size - start)]
+            file.read(start, view)
+            digest.update(view)
+        return digest.hexdigest()
+
+
+def inputs_of(plan: Plan, digests: Mapping[WeightFile, str]) -> Iterator[Input]:
+    strengths = {k.name: k.strength.describe() for k in plan.increments}
+    for name, source in plan.sources.items():
+        files = {file.path.name: digests.get(file, "0" * 64) for file in source.files}
+        size = sum(file.size for file in source.files)
+        yield Input(name, source.path, source.format, strengths.get(name, ""), size, files)
+
+
+def record(plan: Plan, digests: Mapping[WeightFile, str]) -> dict[str, str]:
+    """The written header's metadata, of the same length whatever the digests."""
+    inputs = [
+        {"name": i.name, "file": i.path.name, "format": i.format, "lambda": i.strength, "sha256": i.sha256}
+        for i in inputs_of(plan, digests)
+    ]
+    recipe = plan.recipe
+    told = {"version": __version__, "form": recipe.form, "dtype": recipe.dtype, "inputs": inputs}
+    if recipe.form == "lora":
+        told |= {"rank": recipe.rank, "relative_to": recipe.relative_to}
+    return {"format": "pt", RECORD: json.dumps(told, ensure_ascii=True)}
