@@ -7,9 +7,9 @@ from comfy_api.latest import ComfyExtension, io
 
 class ClvrExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import loop, models, steps, trajectories
+        from . import loop, merging, models, steps, trajectories
 
-        return [*models.NODES, *loop.NODES, *steps.NODES, *trajectories.NODES]
+        return [*models.NODES, *loop.NODES, *steps.NODES, *merging.NODES, *trajectories.NODES]
 
 
 def extension() -> ComfyExtension:
