@@ -65,7 +65,7 @@ def draw(report: Report) -> Image.Image:
     legends = [_legend_lines(panel) for panel in panels]
     tops, y = [], 40 + _TITLE + 60
     for lines in legends:
-        y += _HEAD + 16 + len(lines) * (_TEXT + 12)
+        y += _HEAD + (16 if lines else 30) + len(lines) * (_TEXT + 12)
         tops.append(y)
         y += _PANEL + _GAP
     height = (y - _GAP + _AXIS) if panels else y + 60
@@ -252,7 +252,7 @@ def _legend_lines(panel: Panel) -> list[list[tuple[float, Series]]]:
 
 
 def _legend(pen: Pen, panel: Panel, lines: Sequence[Sequence[tuple[float, Series]]], top: int) -> None:
-    y = top - len(lines) * (_TEXT + 12) - 10
+    y = top - len(lines) * (_TEXT + 12) - (10 if lines else 24)
     pen.text((40, y - _HEAD - 6), panel.title, _HEAD)
     if panel.said:
         right = WIDTH - _RIGHT

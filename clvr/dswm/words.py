@@ -33,7 +33,8 @@ class Column:
 def text(report: Report) -> str:
     parts = [_title(report)]
     if report.whole is None:
-        parts.append("Nothing was measured, because the merge was asked not to.")
+        lora = "an extracted LoRA" if report.form == "lora" else "a merge without a report"
+        parts.append(f"Shifts and cosines are not measured for {lora}.")
     else:
         parts += [_increments(report, report.whole), _pairs(report, report.whole), *_tables(report)]
     said = [("note", note) for note in notes(report)] + [("warning", warning) for warning in warnings(report)]
@@ -145,13 +146,15 @@ def _lost(figures: Figures, i: int) -> bool:
 
 def _alike(pair: tuple[str, str], number: float) -> str:
     one, other = pair
+    if number < 0:
+        return f"{one} and {other} point opposite ways (cosine {cosine(number)}): the merge undoes one with the other."
+    line = f"{one} and {other} point the same way (cosine {cosine(number)}), so the merge adds much of it twice. "
     if one == "D":
-        return (
-            f"{one} and {other} point the same way (cosine {cosine(number)}), so the merge adds much of it twice. "
-            "An alignment that was trained from the distilled model holds the distillation already: align it to that "
-            "(leave out --base and name the distilled model's LoRA), or lower a λ."
+        return line + (
+            "A model that was trained from the distilled one holds the distillation already and needs no merge; "
+            "with the distilled model as --base its own part alone is added."
         )
-    return f"{one} and {other} point the same way (cosine {cosine(number)}). If one was trained on the other, add one."
+    return line + "Where one was trained on top of the other, leave out the earlier one."
 
 
 def _worst(blocks: Sequence[tuple[str, Share]]) -> str:
