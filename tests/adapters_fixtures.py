@@ -49,7 +49,7 @@ def modules(layout, dimensions=2):
 
 
 def write(path, tensors, metadata=None):
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata)
+    save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, path, metadata)
     return path
 
 

@@ -88,11 +88,14 @@ class Names:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.dotted: dict[str, Target] = {}
+        self.layouts: dict[str, Layout] = {}
         for layout in LAYOUTS:
             for key in dict.fromkeys(key_of(piece, layout) for piece in shapes):
                 target = _target(pieces(key, layout) or (), shapes)
                 if target is not None:
-                    self.dotted |= dict.fromkeys({key.rpartition(".")[0], key.removesuffix(".weight")}, target)
+                    names = {key.rpartition(".")[0], key.removesuffix(".weight")}
+                    self.dotted |= dict.fromkeys(names, target)
+                    self.layouts |= dict.fromkeys(names, layout)
         self.underscored = {name.replace(".", "_"): target for name, target in self.dotted.items()}
         self.blocks = _count(self.dotted)
 
@@ -130,8 +133,7 @@ class Names:
         if wrapped[1]:
             return "peft", name[wrapped.end(1) :], self.dotted.get(module)
         naming = {"diffusion_model.": "comfyui", "transformer.": "diffusers"}.get(wrapped[2] or "")
-        bare = "diffusers" if re.search(r"transformer_blocks|embed|norm_out|proj_out", module) else "bfl"
-        return naming or bare, module, self.dotted.get(module)
+        return naming or self.layouts.get(module, ""), module, self.dotted.get(module)
 
     def _text_encoder(self, path: object, key: str) -> WeightsError | None:
         if not _TEXT.match(key):
