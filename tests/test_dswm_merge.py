@@ -346,7 +346,7 @@ def test_an_output_folder_that_holds_an_input_is_refused(files):
 def test_what_is_there_is_replaced_only_on_request(files, tmp_path):
     out = tmp_path / "out.safetensors"
     out.write_text("old")
-    with pytest.raises(OutputError, match="already there.*--overwrite"):
+    with pytest.raises(OutputError, match=r"already there.*--overwrite"):
         merge(recipe(files, out))
     assert out.read_text() == "old"
     merge(recipe(files, out, overwrite=True))
@@ -464,13 +464,21 @@ def test_a_damaged_input_gives_an_error_that_names_it_and_touches_nothing(files,
             content[place:place] = junk
     hostile = folder / "hostile.safetensors"
     hostile.write_bytes(content)
-    try:
-        merge(Recipe(folder / "out", files["base"]["bfl"], Source(hostile)))
-    except ClvrError as error:
-        assert "hostile.safetensors" in str(error)
+    told = attempt(Recipe(folder / "out", files["base"]["bfl"], Source(hostile)))
+    if told:
+        assert "hostile.safetensors" in told
         assert [p.name for p in folder.iterdir()] == ["hostile.safetensors"]
     else:
         assert len(load_file(folder / "out")) == len(load_file(files["base"]["bfl"]))
+
+
+def attempt(wanted):
+    """The error's message; '' where the merge went well."""
+    try:
+        merge(wanted)
+    except ClvrError as error:
+        return str(error)
+    return ""
 
 
 def test_dtypes_are_named_as_safetensors_does(files, tmp_path):

@@ -5,9 +5,10 @@ folder. Nothing is read but headers and, of fp8 files, the scales."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ def open_checkpoint(path: Path, allow_fp8: bool = False, role: str = "") -> Chec
     _refuse_quantised_config(part, config)
     files = tuple(WeightFile(file) for file in _files(part))
     tensors = _tensors(part, files)
-    weights, scales = _separate(path, files, tensors)
-    form = layout(weights)
-    runs = _runs(path, form, weights, scales, allow_fp8, role)
-    _check_complete(path, runs)
+    with _naming(path):
+        weights, scales = _separate(path, files, tensors)
+        form = layout(weights)
+        runs = _runs(path, form, weights, scales, allow_fp8, role)
+        _check_complete(path, runs)
     kind = {"bfl": "BFL file", "diffusers": "diffusers folder" if part.is_dir() else "diffusers file"}[form]
     dtypes = sorted({run.dtype.lower() for run in runs.values()})
     shards = f", {len(files)} shards" if len(files) > 1 else ""
@@ -126,6 +128,17 @@ def describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def depth_of(pieces: Iterable[str], kind: str) -> int:
     """How many `double` or `single` blocks there are, counted to the last one."""
     return 1 + max((int(piece.split(".")[1]) for piece in pieces if piece.startswith(f"{kind}_blocks.")), default=-1)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors about tensors name the file too."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) in error.thing:
+            raise
+        raise WeightsError(f"{path}: {error.thing}", error.remedy) from None
 
 
 def _part(path: Path) -> tuple[Path, Path | None]:
@@ -264,11 +277,11 @@ def _runs(
         step = (entry.end - entry.start) // len(held)
         for i, piece in enumerate(held):
             runs[piece] = Run(file, entry.start + i * step, entry.dtype, shape, scales.get(name, 1.0))
-    _refuse(path, unknown, weights)
+    _refuse(path, unknown)
     return runs
 
 
-def _refuse(path: Path, unknown: list[str], weights: Mapping[str, object]) -> None:
+def _refuse(path: Path, unknown: list[str]) -> None:
     others = [
         name for name in unknown if name.startswith(("first_stage_model.", "cond_stage_model.", "text_encoders."))
     ]
@@ -277,12 +290,7 @@ def _refuse(path: Path, unknown: list[str], weights: Mapping[str, object]) -> No
             f"{path} is an all-in-one checkpoint: {others[0]} and {len(others) - 1} more belong to no transformer.",
             "Save its diffusion model alone (ComfyUI's ModelSave node), and merge that file.",
         )
-    if len(unknown) == len(weights):
-        raise WeightsError(f"{path} holds no FLUX.2 transformer.", "Name FLUX.2 [klein]'s own file.")
-    try:
-        refuse_unknown(unknown)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error.thing}", error.remedy) from None
+    refuse_unknown(unknown)
 
 
 def _check_dtype(path: Path, name: str, entry: headers.Entry, scaled: bool, allow_fp8: bool, role: str) -> None:
