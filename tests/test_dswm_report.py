@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clvr.dswm import plot
@@ -196,6 +196,7 @@ def test_the_energy_of_an_extracted_lora_is_told():
     assert "The LoRA holds 97.3 % of the increment's energy." in Report.of(given).text()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 300), st.booleans())
 def test_text_fits_into_a_hundred_columns(count, length, conflicts):
     strengths = ["1"] + ["0.123456,double=0.5,single.0-9=0.25"] * (count - 1)
@@ -220,11 +221,20 @@ def test_the_picture_shows_every_increment(sizes, count):
     assert picture.width == plot.WIDTH
 
 
+@settings(deadline=None)
 @given(st.floats(-1, 1), st.floats(1e-6, 2))
 def test_an_axis_has_a_handful_of_ticks_within_it(low, span):
     scale = plot._linear(low, low + span, str)
     assert 2 <= len(scale.ticks) <= 7
     assert all(0 <= scale.place(value) <= 1 for value, _ in scale.ticks)
+
+
+def test_of_many_increments_the_text_compares_each_with_the_first():
+    report = Report.of(outcome((0.02,) * 5, ("1",) * 5))
+    assert len(report.pairs) == 10
+    assert report.text().count("cosine D·") == 4
+    assert "The other 6 pairs are in the JSON report." in report.text()
+    assert "A3·A4" in report.json()["whole"]["cosines"]
 
 
 def test_shifts_with_their_strengths_are_shown_where_they_differ():

@@ -47,7 +47,8 @@ class MergeBar:
                 total=progress.bytes, unit="B", unit_scale=True, leave=False, file=self._stream, bar_format=_BAR
             )
         self._bar.set_description_str(f"merging, {progress.tensors_done}/{progress.tensors} tensors", refresh=False)
-        self._bar.update(progress.bytes_done - self._bar.n)
+        self._bar.n = progress.bytes_done
+        self._bar.refresh()
 
 
 def line(progress: Progress) -> str:

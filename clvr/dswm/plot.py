@@ -12,7 +12,7 @@ from pathlib import PurePath
 from PIL import Image, ImageDraw, ImageFont
 
 from .report import Report, Share
-from .words import RETAINED, percent
+from .words import RETAINED, percent, shown_pairs
 
 WIDTH = 1100
 _FINE = 2
@@ -105,7 +105,7 @@ def _panels(report: Report) -> list[Panel]:
         by_mark = {i.mark: i.name for i in report.increments}
         cosines = [
             Series(f"{by_mark[one]} · {by_mark[other]}", len(names) + i, tuple(f.cosines[i] for f in blocks))
-            for i, (one, other) in enumerate(report.pairs)
+            for i, (one, other) in shown_pairs(report)
         ]
         panels.append(
             Panel("Cosine between increments (0: orthogonal)", tuple(cosines), _cosine_scale(cosines), zero=True)
@@ -229,10 +229,13 @@ def _fitted(text: str, size: int, width: float) -> str:
 def _head(pen: Pen, report: Report) -> None:
     wide = WIDTH - 40 - _RIGHT
     pen.text((40, 32), _fitted(PurePath(report.path).name, _TITLE, wide), _TITLE)
-    parts = [f"{i.name}: {percent(report.whole.added[k])}" for k, i in enumerate(report.increments) if report.whole]
-    if report.whole:
-        parts.append(f"merged: {percent(report.whole.merged)}")
-    pen.text((40, 32 + _TITLE + 14), _fitted("whole model   " + "   ".join(parts), _TEXT, wide), _TEXT, _SOFT)
+    if report.whole is None:
+        return
+    said = f"whole model   merged: {percent(report.whole.merged)}"
+    for increment, share in zip(report.increments, report.whole.added, strict=True):
+        longer = f"{said}   {increment.name}: {percent(share)}"
+        said = longer if _length(longer, _TEXT) <= wide else said
+    pen.text((40, 32 + _TITLE + 14), said, _TEXT, _SOFT)
 
 
 def _legend_lines(panel: Panel) -> list[list[tuple[float, Series]]]:

@@ -196,9 +196,15 @@ def _varied(report: Report) -> bool:
     return any(increment.varied for increment in report.increments)
 
 
+def shown_pairs(report: Report) -> list[tuple[int, tuple[str, str]]]:
+    """All pairs of up to three increments, with their index; of more, those with the first."""
+    pairs = list(enumerate(report.pairs))
+    return pairs if len(pairs) <= 3 else [(i, pair) for i, pair in pairs if pair[0] == report.increments[0].mark]
+
+
 def _pairs(report: Report, whole: Figures) -> str:
     lines = []
-    for i, (one, other) in enumerate(report.pairs):
+    for i, (one, other) in shown_pairs(report):
         number = whole.cosines[i]
         line = f"cosine {one}·{other}  {cosine(number)}"
         if number is None:
@@ -208,6 +214,8 @@ def _pairs(report: Report, whole: Figures) -> str:
                 f"   signs differ in {rough(whole.conflicts[i])} of shared weights (by chance {rough(whole.chance[i])})"
             )
         lines.append(line)
+    if len(lines) < len(report.pairs):
+        lines.append(f"The other {len(report.pairs) - len(lines)} pairs are in the JSON report.")
     if lines and whole.random:
         lines.append(
             f"Orthogonal increments do not disturb each other; random ones would give about ±{whole.random:.1g}."
@@ -235,7 +243,7 @@ def _columns(report: Report) -> Iterator[Column]:
     for i, mark in enumerate(marks):
         yield Column(scaled, mark, tuple(percent(f.added[i]) for f in blocks))
     yield Column(scaled, "merged", tuple(percent(f.merged) for f in blocks))
-    for i, pair in enumerate(report.pairs):
+    for i, pair in shown_pairs(report):
         yield Column("cosine", "·".join(pair), tuple(cosine(f.cosines[i]) for f in blocks))
     for i, mark in enumerate(marks):
         yield Column("retained", mark, tuple(rough(f.retained[i]) for f in blocks))

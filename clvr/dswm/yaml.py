@@ -10,7 +10,7 @@ from typing import Any, get_args
 from ..errors import MissingFileError, SettingError
 from .recipe import Form, Number, Source, Strength
 
-LARGEST = 1_000_000
+LARGEST = 1 << 16
 """Bytes of a recipe."""
 
 
@@ -44,15 +44,20 @@ def _load(path: Path) -> object:
         raise MissingFileError(f"The recipe {path} cannot be read: {error.strerror}.", "Check the path.") from error
     except UnicodeDecodeError as error:
         raise SettingError(f"{path} is no text.", "Name a YAML file in UTF-8.") from error
+    # the last three: a tag such as !!bool or !!timestamp before a text that does not fit
+    bad = (yaml.YAMLError, RecursionError, ValueError, AttributeError, LookupError)
+    loader = yaml.SafeLoader(text)
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
+        root = loader.get_single_node()
         _refuse_twins(path, root)
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, SettingError):
-            raise
+        return None if root is None else loader.construct_document(root)
+    except SettingError:
+        raise
+    except bad as error:
         where = " ".join(str(error).split()) or "nested too deeply"
         raise SettingError(f"{path} is no valid YAML: {where:.300}.", "See docs/merging.md for an example.") from error
+    finally:
+        loader.dispose()
 
 
 def _refuse_twins(path: Path, node: Any) -> None:  # noqa: ANN401
