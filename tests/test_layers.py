@@ -106,11 +106,10 @@ def test_adapters_know_the_contract_and_not_the_loop_or_each_other(name):
         assert not modules & {*others, "loop", "journal", "policies", "cli", "models", "report"}, path
 
 
-@pytest.mark.parametrize("name", ["dswm", "probe"])
-def test_the_offline_tools_depend_on_errors_alone(name):
-    for path in [*files(f"clvr/{name}"), *(ROOT / "clvr").glob(f"{name}.py")]:
-        own = {n for n in imports(path) if n.startswith("clvr.") and not n.startswith(f"clvr.{name}")}
-        assert own <= {"clvr.errors"}, path
+@pytest.mark.parametrize("path", files("clvr/dswm"), ids=relative)
+def test_merging_knows_the_file_formats_and_no_other_room(path):
+    own = {n for n in imports(path) if n.startswith("clvr.") and not n.startswith("clvr.dswm")}
+    assert {n.split(".")[1] for n in own} <= {"errors", "files", "flux2"}
 
 
 @pytest.mark.parametrize("path", files("clvr", "training", "nodes"), ids=relative)
