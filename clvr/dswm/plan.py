@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +110,14 @@ class Plan:
         added = {i: k for i, k in enumerate(self.increments) if k.name not in self.implied}
         deltas = {i: self.delta(k, piece, start, last) for i, k in added.items()}
         return superpose(total, deltas, self.strengths(piece), torch.empty_like(total))
+
+    def added(self, piece: str, start: int, stop: int, factors: Sequence[float]) -> Tensor:
+        """Rows of Σ f_k Δ_k, with one factor for each increment in place of its λ, fp32."""
+        total = torch.zeros((stop - start, *self.shapes[piece][1:]))
+        for increment, factor in zip(self.increments, factors, strict=True):
+            if factor:
+                total.add_(self.delta(increment, piece, start, stop), alpha=factor)
+        return total
 
     def config(self) -> dict[str, Any]:
         """The config of the transformer as diffusers' Flux2Transformer2DModel reads it."""
