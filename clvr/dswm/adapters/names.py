@@ -15,7 +15,7 @@ from ...flux2.keymap import Layout, key_of, pieces
 LAYOUTS: tuple[Layout, ...] = ("bfl", "diffusers")
 _LONGEST = 512
 _SHOWN = 8
-_COMPARED = 100
+_COMPARED = 64
 
 _ENDING = r"(?:(?:\.[^.]+)?\.weight)?"  # PEFT puts the adapter's name before .weight
 _PARTS = {
@@ -74,8 +74,8 @@ class Target:
 class Part:
     """What one key holds: 'down', 'up', 'alpha', 'diff', 'lokr_w1' … of the module that it names.
 
-    naming: who writes such names: peft, comfyui, kohya … module: the name that the key has for it, without
-    ComfyUI's or kohya's prefix."""
+    naming: who writes such names: peft, comfyui, kohya … module: the key's name for it without the prefix of
+    its naming; what PEFT's patterns are matched against."""
 
     naming: str
     module: str
@@ -101,8 +101,7 @@ class Names:
 
     def part(self, key: str) -> Part | None:
         """None for a key that names no module of this model."""
-        found = _PART.search(key) if len(key) <= _LONGEST else None
-        if found is None or found.lastgroup is None:
+        if len(key) > _LONGEST or (found := _PART.search(key)) is None or found.lastgroup is None:
             return None
         naming, module, target = self._module(key[: found.start()])
         return Part(naming, module, found.lastgroup, target) if target else None
@@ -110,8 +109,9 @@ class Names:
     def explain(self, path: object, unknown: Iterable[str]) -> WeightsError:
         """Why the keys, which `part` does not know, cannot be used."""
         keys = list(unknown)
+        readable = [key for key in keys if len(key) <= _LONGEST]
         for explain in (self._text_encoder, self._refused, self._depth, self._whole):
-            error = next((found for found in (explain(path, key) for key in keys) if found), None)
+            error = next((found for key in readable if (found := explain(path, key))), None)
             if error is not None:
                 return error
         shown = "; ".join(f"{key!r:.160}{self._suggestion(key)}" for key in keys[:_SHOWN])
@@ -145,7 +145,7 @@ class Names:
         )
 
     def _refused(self, path: object, key: str) -> WeightsError | None:
-        found = _REFUSED_PART.search(key) if len(key) <= _LONGEST else None
+        found = _REFUSED_PART.search(key)
         if found is None or found.lastgroup is None:
             return None
         kind = _KINDS[int(found.lastgroup[1:])]
@@ -188,8 +188,9 @@ class Names:
 
 def is_part(key: str) -> bool:
     """Whether a key is written as adapters are, of a form that is read here or refused by its name."""
-    found = len(key) <= _LONGEST and (_PART.search(key) or _REFUSED_PART.search(key))
-    return (bool(found) and not key.endswith(".bias")) or _TEXT.match(key) is not None
+    if len(key) > _LONGEST or key.endswith(".bias"):
+        return False
+    return any(form.search(key) for form in (_PART, _REFUSED_PART)) or _TEXT.match(key) is not None
 
 
 def _target(names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Target | None:
