@@ -24,6 +24,7 @@ from ..flux2.keymap import key_of, pieces
 from .adapters import Adapter
 from .arithmetic import NUMBERS
 from .plan import Plan
+from .reading import bytes_of
 from .recipe import block_of
 from .writing import TensorFile
 
@@ -125,7 +126,7 @@ class _Out:
         rounded = tensor.to(NUMBERS[self._dtype]).contiguous()
         if not rounded.isfinite().all():
             raise WeightsError(f"The increment of {name} does not fit into {self._dtype}.", "Write bf16 or fp32.")
-        data = memoryview(rounded.view(-1).view(torch.uint8).numpy())
+        data = bytes_of(rounded)
         self._writer.write(self._writer.offsets[name], data)
         self._done, self._written = self._done + 1, self._written + len(data)
         self.beat()
@@ -225,9 +226,8 @@ def _changes(plan: Plan) -> list[_Change]:
         names[name] = names.get(name, False) or _touched(plan, piece)
     found = []
     for name in (name for name, touched in names.items() if touched):
-        held = pieces(name, "bfl") or ()
-        rows, *rest = plan.shapes[held[0]]
-        found.append(_Change(plan, name, (rows * len(held), *rest)))
+        rows, *rest = plan.shapes[f"{name}:0"]
+        found.append(_Change(plan, name, (rows * len(pieces(name, "bfl") or ()), *rest)))
     return found
 
 

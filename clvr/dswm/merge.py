@@ -17,7 +17,7 @@ import torch
 from ..flux2.keymap import Layout, key_of, pieces
 from . import extract
 from .outputs import places_of, refuse_foreign_folder
-from .plan import Plan, open_plan, order
+from .plan import Plan, open_plan, order, refuse_own_input
 from .provenance import Hashes, Input, inputs_of, record
 from .recipe import Recipe
 from .streaming import Stream, by_place
@@ -59,6 +59,7 @@ def merge(recipe: Recipe, listen: Callable[[Progress], None] = lambda _: None) -
     is left behind. Raises SettingError, MissingFileError, WeightsError and OutputError."""
     began = time.monotonic()
     plan = open_plan(recipe)
+    refuse_own_input(plan)
     refuse_foreign_folder(recipe)
     file = _tensors(plan)
     places = places_of(plan)

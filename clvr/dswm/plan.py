@@ -130,7 +130,7 @@ class Plan:
 
 def open_plan(recipe: Recipe) -> Plan:
     """Raises SettingError for a recipe that cannot be carried out, MissingFileError and WeightsError for its
-    files, OutputError where the output is one of the inputs."""
+    files."""
     if not recipe.base and not recipe.distilled:
         raise SettingError("Nothing to merge into.", "Give --base, or --distilled and LoRAs, or both.")
     base = open_checkpoint(recipe.base, recipe.allow_fp8, "base") if recipe.base else None
@@ -144,7 +144,6 @@ def open_plan(recipe: Recipe) -> Plan:
         increments.append(Increment(name, source.strength, opened))
     plan = _arrange(recipe, base, tuple(increments))
     _check_selectors(plan)
-    _refuse_own_input(plan)
     return plan
 
 
@@ -230,7 +229,8 @@ def order(block: str) -> tuple[int, int]:
     return ("input", "modulation", "double", "single", "final").index(name), int(number or 0)
 
 
-def _refuse_own_input(plan: Plan) -> None:
+def refuse_own_input(plan: Plan) -> None:
+    """Raises OutputError where the output is one of the inputs."""
     out = plan.recipe.out.absolute()
     targets = [out, *out.glob("*.safetensors"), *out.glob("transformer/*.safetensors")]
     inodes = {(found.st_dev, found.st_ino) for found in (target.stat() for target in targets if target.exists())}
