@@ -1,7 +1,8 @@
-"""Run the shipped workflows and keep their contact sheets as the templates' thumbnails.
+"""Run the shipped workflows and keep what they show as the templates' thumbnails.
 
-python -m scripts.thumbnails
-"""
+python -m scripts.thumbnails [TEMPLATE …]
+
+The merge of MODELs needs a ComfyUI that knows klein: name one of 2026 by COMFYUI_PATH."""
 
 from __future__ import annotations
 
@@ -13,29 +14,52 @@ from pathlib import Path
 
 from PIL import Image
 
+from scripts import twins
 from scripts.comfy import ROOT, Client, Server
 from scripts.demo import LEAN
 
 WIDTH = 800
+SHOWN = {"clvr_merge_files": "Plot", "clvr_merge_models": "Drawing"}
+"""Title of the node whose picture is kept; the contact sheet of all others."""
+GUIDED = {"Flux2Scheduler": {"steps": 28}, "CFGGuider": {"cfg": 4.0}}
+"""The built-in model is not distilled, so its twins draw as a base model does."""
 
 
-def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="clvr-") as base, Server(Path(base), environment=LEAN) as server:
-        client = Client(server.address)
-        for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
-            target = ROOT / "workflows" / f"{path.stem}.jpg"
-            sheet(client, json.loads(path.read_text(encoding="utf-8"))).save(target, quality=85, optimize=True)
-            print(target.relative_to(ROOT))
+def main(names: list[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="clvr-") as base:
+        twins.lay_out(Path(base))
+        with Server(Path(base), environment=LEAN) as server:
+            client = Client(server.address)
+            for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
+                if names and path.stem not in names:
+                    continue
+                target = ROOT / "workflows" / f"{path.stem}.jpg"
+                workflow = json.loads(path.read_text(encoding="utf-8"))
+                found = picture(client, workflow, SHOWN.get(path.stem, "Contact sheet"))
+                found.save(target, quality=85, optimize=True)
+                print(target.relative_to(ROOT))
     return 0
 
 
-def sheet(client: Client, workflow: dict) -> Image.Image:
-    """The picture that the node titled 'Contact sheet' shows, WIDTH pixels wide."""
-    node = next(key for key, made in workflow.items() if made["_meta"]["title"] == "Contact sheet")
+def picture(client: Client, workflow: dict, title: str) -> Image.Image:
+    """What the node of this title shows, WIDTH pixels wide."""
+    workflow = guided(twins.small(workflow))
+    node = next(key for key, made in workflow.items() if made["_meta"]["title"] == title)
     shown = client.run(workflow)["outputs"][node]["images"][0]
-    picture = Image.open(io.BytesIO(client.image(shown))).convert("RGB")
-    return picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    found = Image.open(io.BytesIO(client.image(shown))).convert("RGB")
+    smooth = Image.Resampling.LANCZOS if found.width > twins.SIDE else Image.Resampling.NEAREST
+    return found.resize((WIDTH, round(found.height * WIDTH / found.width)), smooth)
+
+
+def guided(workflow: dict) -> dict:
+    """A workflow for distilled models with a base model's steps and guidance, against the empty prompt."""
+    for node in workflow.values():
+        node["inputs"] |= GUIDED.get(node["class_type"], {})
+        if node["class_type"] == "ConditioningZeroOut":
+            prompt = workflow[node["inputs"]["conditioning"][0]]
+            node |= {"class_type": "CLIPTextEncode", "inputs": {**prompt["inputs"], "text": ""}}
+    return workflow
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -20,7 +20,7 @@ OUT, IN = 48, 32
 def start(comfy_folder: str) -> None:
     """ComfyUI's modules become importable, and the pack as `pack`, as ComfyUI loads it from its folder."""
     sys.argv = ["main.py", "--cpu"]
-    sys.path.insert(0, comfy_folder)
+    sys.path[:0] = [comfy_folder, str(ROOT)]
     os.chdir(comfy_folder)
     import comfy.options
 
