@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,60 @@ def test_ctrl_c_leaves_no_debris_and_says_so(models, tmp_path, monkeypatch, caps
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
+class Measured:
+    """Stands in for what the network's outputs give."""
+
+    def text(self):
+        return "linear enough"
+
+    def json(self):
+        return {"version": 1}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `clvr linearity` asks for, without running a network."""
+    calls = []
+    fake = types.ModuleType("clvr.dswm.linearity")
+    vars(fake)["linearity"] = lambda recipe, **options: calls.append((recipe, options)) or Measured()
+    monkeypatch.setitem(sys.modules, "clvr.dswm.linearity", fake)
+    return calls
+
+
+def test_linearity_takes_the_same_sources_and_its_own_inputs(asked, tmp_path, capsys):
+    report = tmp_path / "l.json"
+    sources = ("--base", "b", "--distilled", "d", "--lambda-distilled", "0.5", "--align", "a:0.25")
+    inputs = ("--prompt", "one", "--prompt", "two", "--seed", 4, "--size", "64x48", "--sigmas", "1,0.5")
+    assert run("linearity", *sources, *inputs, "--device", "cpu", "--report", report) == 0
+    ((recipe, options),) = asked
+    assert recipe.base == Path("b")
+    assert (recipe.distilled, recipe.align) == (Source(Path("d"), Strength(0.5)), (Source(Path("a"), Strength(0.25)),))
+    assert options == {
+        "prompts": ["one", "two"], "seed": 4, "size": (64, 48), "sigmas": (1.0, 0.5), "device": "cpu",
+        "dtype": "float32",
+    }  # fmt: skip
+    assert capsys.readouterr().out.splitlines() == ["linear enough", str(report)]
+    assert json.loads(report.read_text()) == {"version": 1}
+
+
+def test_linearity_reads_a_merge_s_recipe_and_leaves_its_outputs_alone(asked, tmp_path):
+    path = written(tmp_path, "base: b\nalign: a\nout: o\nreport: r.json\nplot: p.png\n")
+    assert run("linearity", "--recipe", path, "--inputs", "x.safetensors") == 0
+    ((recipe, options),) = asked
+    assert (recipe.base, options["inputs"]) == (tmp_path / "b", Path("x.safetensors"))
+    assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [[], ["--prompt", "p", "--inputs", "x"], ["--prompt", "p", "--sigmas", "2"], ["--prompt", "p", "--size", "a"]],
+)
+def test_linearity_needs_one_kind_of_inputs(inputs):
+    with pytest.raises(SystemExit) as caught:
+        run("linearity", "--base", "b", "--align", "a", *inputs)
+    assert caught.value.code == 2
+
+
 INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
@@ -333,6 +388,7 @@ def test_a_recipe_says_it_all(tmp_path):
         ("dtype: fp8", "Write bf16, fp16 or fp32"),
         ("overwrite: 1", "Write true or false"),
         ("warn_shift: high", "warn_shift is 'high', no number"),
+        ("warn_shift: .nan", "Write 0.03 for 3 %"),
         ("base: x\nalign: a\nalign: b", "names 'align' twice, again in line 3"),
         ("align: {path: x, path: y}", "names 'path' twice"),
         ("- x", "holds no fields"),

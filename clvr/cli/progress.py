@@ -44,7 +44,13 @@ class MergeBar:
     def _draw(self, progress: Progress) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                total=progress.bytes, unit="B", unit_scale=True, leave=False, file=self._stream, bar_format=_BAR
+                desc="merging",
+                total=progress.bytes,
+                unit="B",
+                unit_scale=True,
+                leave=False,
+                file=self._stream,
+                bar_format=_BAR,
             )
         self._bar.set_description_str(f"merging, {progress.tensors_done}/{progress.tensors} tensors", refresh=False)
         self._bar.n = progress.bytes_done

@@ -130,8 +130,11 @@ def _number(where: str, value: object) -> float:
     return float(value)
 
 
-def _float(where: str, value: object, folder: Path) -> float:
-    return _number(where, value)
+def _limit(where: str, value: object, folder: Path) -> float:
+    number = _number(where, value)
+    if not 0 < number < 100:
+        raise SettingError(f"{where} is {_shown(value)}, no share.", "Write 0.03 for 3 %.")
+    return number
 
 
 def _whole(where: str, value: object, folder: Path) -> int:
@@ -175,7 +178,7 @@ _FIELDS: Mapping[str, tuple[str, Callable[[str, object, Path], Any]]] = {
     "report": ("report", _report),
     "plot": ("plot", _path),
     "sign_conflict": ("conflicts", _flag),
-    "warn_shift": ("warn_shift", _float),
+    "warn_shift": ("warn_shift", _limit),
     "overwrite": ("overwrite", _flag),
     "allow_fp8": ("allow_fp8", _flag),
     "allow_nonfinite": ("allow_nonfinite", _flag),
