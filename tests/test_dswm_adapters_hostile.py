@@ -20,7 +20,7 @@ from .adapters_fixtures import SHAPES, opened, piece_delta
 MODULES = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_qkv_mlp_proj")
 TARGETS = ("double_blocks.0.img_attn.qkv.weight:0", "single_blocks.1.linear1.weight:0")
 GOOD = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
-SECONDS = 5.0
+SECONDS = 20.0
 
 
 def tensors(prefix="base_model.model."):

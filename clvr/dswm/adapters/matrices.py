@@ -1,8 +1,8 @@
 """The matrices that adapters are made of, row by row from their files: dense, B·A, Hadamard, Kronecker.
 
-One call holds its result, once more for a Hadamard product, the rows of the left factors (never wider than
-the weight itself, as ranks are bounded by it) and at most SLAB elements of a right factor: a small multiple
-of the rows asked for, whatever the adapter's size. Nothing is kept between calls."""
+One call holds its result, a second one of its size where two are multiplied or converted, and at most SLAB
+elements of each factor of a product: a small multiple of the rows asked for, whatever the adapter's size.
+Nothing is kept between calls."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..reading import WeightFile
 
-SLAB = 1 << 20
-"""Elements of a right factor that are in memory at a time: 4 MB in fp32."""
+SLAB = 1 << 19
+"""Elements of a factor that are in memory at a time: 2 MB in fp32."""
 
 
 class Matrix(Protocol):
@@ -58,13 +58,15 @@ class Product:
         return self.right.shape[0]
 
     def rows(self, start: int, stop: int) -> Tensor:
-        left = self.left.rows(start, stop)
         width = self.shape[1]
-        found = torch.empty(len(left), width)
-        step = max(1, SLAB // width)
-        for first in range(0, self.rank, step):
-            last = min(first + step, self.rank)
-            found.addmm_(left[:, first:last], self.right.rows(first, last), beta=float(first > 0))
+        found = torch.empty(stop - start, width)
+        height, depth = max(1, SLAB // self.rank), max(1, SLAB // width)
+        for top in range(start, stop, height):
+            end = min(top + height, stop)
+            left, block = self.left.rows(top, end), found[top - start : end - start]
+            for first in range(0, self.rank, depth):
+                last = min(first + depth, self.rank)
+                block.addmm_(left[:, first:last], self.right.rows(first, last), beta=float(first > 0))
         return found
 
 
