@@ -53,12 +53,12 @@ def measure_rounding(
     written = rounded.float()
     for k, delta in deltas.items():
         asked = delta * strengths[k]
-        moved = written - (exact - asked).to(rounded.dtype).float()
-        touched = asked != 0
+        moved = written - (exact - asked).to(rounded.dtype)
+        touched = int(asked.count_nonzero())
         sums.asked[k] += torch.dot(asked, asked).item()
         sums.kept[k] += torch.dot(moved, asked).item()
-        sums.touched[k] += int(touched.count_nonzero())
-        sums.unchanged[k] += int((touched & (moved == 0)).count_nonzero())
+        sums.touched[k] += touched
+        sums.unchanged[k] += touched - int(moved.count_nonzero())
 
 
 def measure_conflicts(sums: Sums, deltas: Mapping[int, Tensor]) -> None:

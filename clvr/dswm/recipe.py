@@ -115,7 +115,7 @@ class Recipe:
     diagnose: bool = True
     conflicts: bool = False
     warn_shift: float = 0.03
-    sample: int = 16
+    sample: int = 64
     threads: int | None = None
 
 

@@ -24,8 +24,9 @@ from .writing import TensorFile
 
 RUN, TASK = 1 << 18, 1 << 21
 """Weights that go through the buffers at once, so that they stay in a core's cache; weights of one task."""
-SAMPLED_WHOLE = 1 << 16
-"""Runs up to this long are measured whole for the rounding."""
+SAMPLED_WHOLE, WINDOW = 1 << 16, 1 << 14
+"""Runs up to this long are measured whole for the rounding; of longer ones, so many weights of every few runs:
+the calls cost more than the weights."""
 TELL = 0.2
 """Seconds between two calls of the listener."""
 
@@ -185,10 +186,10 @@ class _Buffers:
         strengths = self._plan.strengths(part.piece, implied=True)
         if recipe.conflicts:
             measure_conflicts(sums, deltas)
-        count = total.numel()
-        taken = slice(0, count if count <= SAMPLED_WHOLE else count // recipe.sample)
-        some = {k: delta[taken] for k, delta in deltas.items() if strengths[k]}
-        measure_rounding(sums, total[taken], rounded[taken], some, strengths)
+        taken = _sampled(part, recipe.sample)
+        if taken:
+            some = {k: delta[:taken] for k, delta in deltas.items() if strengths[k]}
+            measure_rounding(sums, total[:taken], rounded[:taken], some, strengths)
 
     def _count_nonfinite(
         self, part: Task, base: Tensor, deltas: Mapping[int, Tensor], rounded: Tensor, sums: Sums
@@ -216,3 +217,12 @@ def _nonfinite(name: str, key: str, bad: int, plan: Plan) -> WeightsError:
 def by_place(checkpoint: Checkpoint) -> list[str]:
     runs = checkpoint.runs
     return sorted(runs, key=lambda piece: (str(runs[piece].file.path), runs[piece].offset))
+
+
+def _sampled(part: Task, sample: int) -> int:
+    """How many of a run's first weights are looked at for the rounding: one in `sample` of all runs together."""
+    count = part.stop - part.start
+    if count <= SAMPLED_WHOLE:
+        return count
+    window = max(WINDOW, RUN // sample)
+    return 0 if part.start // RUN % max(1, window * sample // RUN) else min(count, window)
