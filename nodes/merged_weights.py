@@ -156,8 +156,9 @@ def _shapes(name: str, model: ModelPatcher) -> dict[str, tuple[int, ...]]:
         if not key.startswith(PREFIX):
             continue
         plain = Operand(model, key, ()).weight
-        if isinstance(plain, comfy.quant_ops.QuantizedTensor) or plain.dtype not in PLAIN:
-            kind = str(plain.dtype).removeprefix("torch.")
+        quantised = isinstance(plain, comfy.quant_ops.QuantizedTensor)
+        if quantised or plain.dtype not in PLAIN:
+            kind = "a QuantizedTensor" if quantised else str(plain.dtype).removeprefix("torch.")
             raise WeightsError(
                 f"The {name} model is quantised ({key.removeprefix(PREFIX)} is {kind}), which loses what is merged.",
                 "Load a bf16 file with weight_dtype 'default', or merge the files with DSWM Merge Files.",

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
+from scripts import twins
 from scripts.comfy import ROOT, Client, Server
 
-TEMPLATES = ("clvr_closed_loop", "clvr_step_by_step")
+LOOPS = ("clvr_closed_loop", "clvr_step_by_step")
+MERGES = ("clvr_merge_files", "clvr_merge_models")
+TEMPLATES = (*LOOPS, *MERGES)
 ARTIFACTS = ROOT / "tests" / "artifacts"
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfy")
+    twins.lay_out(base)
     with Server(base) as running:
         yield running
     ARTIFACTS.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 sampled by ComfyUI.
 
 MODELS holds diffusion_models/ and loras/ as scripts.twins lays them out, OUT is a safetensors file that takes the
-latents, [1, 128, 4, 4]."""
+latents, [1, 128, 4, 4]. Prints `48` where this ComfyUI takes every FLUX.2 for [dev] with its 48 heads."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def main(comfy_folder: str, models: str, dtype: str, out: str) -> None:
     def load(path: Path) -> Any:
         return comfy.sd.load_diffusion_model(str(path), model_options={"dtype": getattr(torch, dtype)})
 
+    try:
+        load(base)
+    except ValueError as error:
+        if "num_heads 48" not in str(error):
+            raise
+        print("48")
+        return
     increments = {"plain": (Source(aligned),), "lora": (Source(aligned), Source(lora))}
     latents = {}
     for name, align in increments.items():

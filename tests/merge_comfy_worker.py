@@ -26,7 +26,8 @@ def start(comfy_folder: str) -> None:
 
     comfy.options.enable_args_parsing()
     spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     sys.modules["pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["pack"])
 
@@ -231,7 +232,8 @@ def restored(lab: Lab) -> Any:
     moved = sum(
         w.data_ptr() != was[k] for m, was in zip(models, places, strict=True) for k, w in m.model.state_dict().items()
     )
-    return [changed, moved, merged.model is models[1].model, len(models[1].patches)]
+    shared = merged.model is models[1].model
+    return {"changed": changed, "moved": moved, "shared": shared, "patches": len(models[1].patches)}
 
 
 def memory(lab: Lab) -> Any:
@@ -254,7 +256,8 @@ def memory(lab: Lab) -> Any:
     merged = merging().merged(base, distilled, aligned, 1.0, 1.0)
     made = held() - before
     low(merged)
-    return [made, held() - before, sum(w.nbytes for w in weights(base).values())]
+    used, size = held() - before, sum(w.nbytes for w in weights(base).values())
+    return {"before": before, "made": made, "used": used, "model": size}
 
 
 def reloaded(lab: Lab) -> Any:
@@ -289,23 +292,62 @@ def identities(lab: Lab) -> Any:
     base = lab.model()
     distilled, aligned = lab.model(base), lab.model(base)
     one, two = (merging().merged(base, distilled, aligned, 1.0, 1.0) for _ in range(2))
-    return [bool(one.clone_has_same_weights(other)) for other in (distilled, two, one.clone())]
+    others = {"distilled": distilled, "another": two, "clone": one.clone()}
+    return {name: bool(one.clone_has_same_weights(other)) for name, other in others.items()}
+
+
+def half(lab: Lab) -> Any:
+    """Where ComfyUI hands the weights over in fp16, as it does on many graphics cards."""
+    import comfy.model_management as management
+    import torch
+
+    known = vars(management).setdefault("LORA_COMPUTE_DTYPES", {})
+    known[torch.device("cpu")] = torch.float16
+    try:
+        return plain(lab)
+    finally:
+        known.clear()
+
+
+def naive(lab: Lab) -> Any:
+    """What ComfyUI's own patches, + aligned - base, make of it: elements that differ."""
+    base = lab.model()
+    distilled, aligned = lab.model(base, 0.01), lab.model(base, 0.01)
+    merged = distilled.clone()
+    merged.add_patches(aligned.get_key_patches("diffusion_model."), 1.0, 1.0)
+    merged.add_patches(base.get_key_patches("diffusion_model."), -1.0, 1.0)
+    return [differing(low(merged), reference(base, [distilled, aligned], [1.0, 1.0]), lab.dtype)]
 
 
 def refusals(lab: Lab) -> Any:
     """What is said of models that cannot be merged."""
     import torch
+    from comfy.quant_ops import QuantizedTensor
 
     base = lab.model()
     distilled = lab.model(base)
-    smaller, wider, rough, empty = (lab.model(base) for _ in range(4))
+    smaller, wider, rough, scaled, empty = (lab.model(base) for _ in range(5))
     del smaller.model.diffusion_model.two
     wider.model.diffusion_model.two = torch.nn.Linear(2 * OUT, IN, bias=False)
-    layer = rough.model.diffusion_model.one
-    layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    for model, lossy in (
+        (rough, lambda weight: weight.to(torch.float8_e4m3fn)),
+        (scaled, lambda weight: QuantizedTensor.from_float(weight.detach(), "TensorCoreFP8Layout")),
+    ):
+        layer = model.model.diffusion_model.one
+        layer.weight = torch.nn.Parameter(lossy(layer.weight), requires_grad=False)
     empty.model = torch.nn.Module()
-    pairs = ((base, smaller), (smaller, base), (base, wider), (base, rough), (rough, base), (base, empty))
-    return [said(lambda one=one, two=two: merging().merged(one, distilled, two, 1.0, 1.0)) for one, two in pairs]
+    pairs = {
+        "smaller aligned": (base, smaller),
+        "smaller base": (smaller, base),
+        "wider aligned": (base, wider),
+        "fp8 aligned": (base, rough),
+        "quantised base": (scaled, base),
+        "empty aligned": (base, empty),
+    }
+    return {
+        name: said(lambda one=one, two=two: merging().merged(one, distilled, two, 1.0, 1.0))
+        for name, (one, two) in pairs.items()
+    }
 
 
 def said(act: Callable[[], object]) -> str:
@@ -329,6 +371,8 @@ SCENES = (
     memory,
     reloaded,
     remade,
+    half,
+    naive,
     identities,
     refusals,
 )

@@ -11,7 +11,7 @@ import pytest
 
 from scripts.comfy import Client, Server
 
-from .comfy_fixtures import ARTIFACTS, TEMPLATES, drawn
+from .comfy_fixtures import ARTIFACTS, LOOPS, MERGES, drawn
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser, pytest.mark.xdist_group("comfy")]
 
@@ -69,7 +69,7 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
         context.close()
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", LOOPS)
 def test_a_shipped_workflow_opens_without_a_missing_node_runs_and_shows_images(page, name):
     workflow = drawn(name)
     page.evaluate(LOAD, [workflow, name])
@@ -81,3 +81,12 @@ def test_a_shipped_workflow_opens_without_a_missing_node_runs_and_shows_images(p
     page.wait_for_timeout(1000)
     page.screenshot(path=ARTIFACTS / f"{name}-done.png")
     assert {"Contact sheet", LAST[name]} <= set(page.evaluate(PICTURES))
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_a_merge_template_opens_without_a_missing_node(page, name):
+    workflow = drawn(name)
+    page.evaluate(LOAD, [workflow, name])
+    page.wait_for_function(f"() => app.graph.nodes.length === {len(workflow['nodes'])}")
+    assert page.evaluate(UNKNOWN) == []
+    page.screenshot(path=ARTIFACTS / f"{name}-opened.png")
