@@ -194,6 +194,8 @@ def test_a_merge_that_measured_nothing_says_so():
 def test_the_energy_of_an_extracted_lora_is_told():
     given = dataclasses.replace(outcome(blocks=[], form="lora"), energy=0.973)
     assert "The LoRA holds 97.3 % of the increment's energy." in Report.of(given).text()
+    assert "--rank" not in Report.of(given).text()
+    assert "holds only 24.4 %" in said(Report.of(dataclasses.replace(given, energy=0.244)))
 
 
 @settings(deadline=None)

@@ -161,7 +161,9 @@ def _linearity(options: argparse.Namespace) -> int:
     recipe = _recipe({"out": Path(), **settings})
     _check_files(dataclasses.replace(recipe, overwrite=True), report, None)
     from ..dswm.linearity import linearity
+    from ..flux2.loading import silence
 
+    silence()
     found = linearity(recipe, **asked, dtype=options.precision)
     print(found.text())
     if report:

@@ -74,6 +74,8 @@ def seconds(number: float) -> str:
 def warnings(report: Report) -> Iterator[str]:
     """What may be wrong with the merge, each with its remedy."""
     whole = report.whole
+    if report.energy is not None and report.energy < RETAINED:
+        yield f"the LoRA holds only {rough(report.energy)} of the increment's energy. Raise --rank, or write a model."
     if whole is None:
         return
     for i, increment in enumerate(report.increments):
