@@ -165,7 +165,7 @@ def _line(name: str, row: Row) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.3g} %"
+    return "-" if value is None else f"{100 * value:#.3g} %".replace(". ", " ")
 
 
 def _check(recipe: Recipe, prompts: Sequence[str], inputs: Path | None, sigmas: Sequence[float]) -> None:
@@ -198,12 +198,16 @@ class _Network:
                     f"The config describes {name} of shape {tuple(tensor.shape)}, the weights have {held}.",
                     "The config belongs to another model: download the folder again.",
                 )
-        self._model = model.to(dtype=dtype).to_empty(device=device).eval()
+        self._weights = {
+            name: torch.empty(tensor.shape, dtype=dtype, device=device) for name, tensor in model.state_dict().items()
+        }
+        model.load_state_dict(self._weights, assign=True)
+        self._model = model.eval()
         self._device, self._dtype = device, dtype
 
     def become(self, names: Collection[str]) -> None:
         """The base with these increments times their λ, computed in fp32 and rounded once."""
-        for key, weights in self._model.state_dict().items():
+        for key, weights in self._weights.items():
             above = 0
             for piece in pieces(key, "diffusers") or ():
                 for start, stop, rows in self._rows(piece, names):
