@@ -1,4 +1,4 @@
-"""A tiny real Qwen3-VL that learns a few conversations by heart, images included, in seconds."""
+"""Tiny real Qwen3-VLs: one with random weights, and one that learns a few conversations by heart in seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
@@ -36,6 +36,48 @@ TEMPLATE = """{%- for m in messages %}<|im_start|>{{ m.role }}
 {%- else %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+
+
+THOUGHTS = ["<think>", "</think>"]
+
+
+def make(folder: Path, template: str = TEMPLATE, seed: int = 0, **text: Any) -> Path:
+    """Save a model with random weights that reads and writes bytes. `text`: fields of its text config."""
+    torch.manual_seed(seed)
+    processor = _assembled(_bytes_tokenizer(), template)
+    model = _model(processor, **text)
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from uniform, so that the likeliest token is clear
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _bytes_tokenizer() -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*MARKS, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = _marked(tokenizer)
+    fast.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in THOUGHTS])
+    return fast
+
+
+def _marked(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        additional_special_tokens=MARKS[1:],
+    )
+
+
+def _assembled(tokenizer: PreTrainedTokenizerFast, template: str = TEMPLATE) -> Qwen3VLProcessor:
+    images = Qwen2VLImageProcessor(patch_size=16, merge_size=2, min_pixels=32 * 32, max_pixels=64 * 64)
+    return Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(patch_size=16), chat_template=template)
 
 
 @dataclass(frozen=True)
@@ -92,18 +134,12 @@ def _processor(lessons: Sequence[Lesson]) -> Qwen3VLProcessor:
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*MARKS, "<unk>", *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<pad>",
-        additional_special_tokens=MARKS[1:],
-    )
+    fast = _marked(tokenizer)
     fast.add_tokens([AddedToken(lesson.reply, special=False, normalized=False) for lesson in lessons])
-    images = Qwen2VLImageProcessor(patch_size=16, merge_size=2, min_pixels=32 * 32, max_pixels=64 * 64)
-    return Qwen3VLProcessor(images, fast, Qwen3VLVideoProcessor(patch_size=16), chat_template=TEMPLATE)
+    return _assembled(fast)
 
 
-def _model(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGeneration:
+def _model(processor: Qwen3VLProcessor, **other: Any) -> Qwen3VLForConditionalGeneration:
     ids = {mark: processor.tokenizer.convert_tokens_to_ids(mark) for mark in MARKS}
     small = {"hidden_size": 32, "intermediate_size": 64}
     text = {
@@ -114,6 +150,7 @@ def _model(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGeneration:
         "num_key_value_heads": 1,
         "head_dim": 16,
         "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+        **other,
     }
     vision = {
         **small,

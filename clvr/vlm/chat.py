@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,6 +22,15 @@ class Message:
 
     role: Role
     parts: tuple[str | Image, ...]
+
+
+def joined(message: Message) -> Iterator[str | Image]:
+    """A message's parts, texts that follow each other as one, since chat templates join parts without a break."""
+    for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
+        if is_text:
+            yield "\n".join(part for part in run if isinstance(part, str))
+        else:
+            yield from run
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import ipaddress
-import itertools
 import json
 import re
 from collections import OrderedDict
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ..errors import ReplyError, VLMError, VLMSetupError
 from ..trajectory import Usage
-from .chat import Message, Reply, TokenLogprob
+from .chat import Message, Reply, TokenLogprob, joined
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,27 +109,33 @@ class Pictures:
         return known[1]
 
     def _encode(self, image: Image) -> str:
-        scale = self._side / max(image.size)
-        small = image.convert("RGB")
-        if scale < 1:
-            small = small.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         buffer = io.BytesIO()
-        small.save(buffer, "PNG", compress_level=1)
+        shrunk(image, self._side).save(buffer, "PNG", compress_level=1)
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def shrunk(image: Image, side: int) -> Image:
+    """In RGB, the longer side at most `side` pixels."""
+    scale = side / max(image.size)
+    small = image.convert("RGB")
+    if scale < 1:
+        small = small.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    return small
+
+
 def message_body(message: Message, pictures: Pictures) -> dict[str, Any]:
-    """Texts that follow each other become one, since chat templates join parts without a break. Turns of text
-    alone go as a plain string: some servers take nothing else for them."""
-    parts: list[dict[str, Any]] = []
-    for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
-        if is_text:
-            parts.append({"type": "text", "text": clean("\n".join(p for p in run if isinstance(p, str)))})
-        else:
-            urls = [pictures.url(p) for p in run if not isinstance(p, str)]
-            parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    texts = [p["text"] for p in parts if p["type"] == "text"]
-    return {"role": message.role, "content": parts if len(texts) < len(parts) else "".join(texts)}
+    """Turns of text alone go as a plain string: some servers take nothing else for them."""
+    parts = list(joined(message))
+    texts = [clean(part) for part in parts if isinstance(part, str)]
+    if len(texts) == len(parts):
+        return {"role": message.role, "content": "".join(texts)}
+    return {"role": message.role, "content": [_part(part, pictures) for part in parts]}
+
+
+def _part(part: str | Image, pictures: Pictures) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": clean(part)}
+    return {"type": "image_url", "image_url": {"url": pictures.url(part)}}
 
 
 def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,11 +206,12 @@ def read_reply(data: object, max_tokens: int) -> Reply:
         # vLLM's reasoning parser files a guided answer under reasoning where no thought came before it.
         text = thoughts
     if not text.strip():
-        raise _empty(truncated, thoughts, _text(message.get("refusal")), max_tokens)
+        raise empty(truncated, thoughts, _text(message.get("refusal")), max_tokens)
     return Reply(clean(text), _usage(data.get("usage")), truncated, _logprobs(choice.get("logprobs")))
 
 
-def _empty(truncated: bool, thoughts: str, refusal: str, max_tokens: int) -> ReplyError:
+def empty(truncated: bool, thoughts: str, refusal: str, max_tokens: int) -> ReplyError:
+    """Why an answer holds no text."""
     if refusal:
         return ReplyError(f"The model refused: {clean(refusal)[:200]}", "Change the request or the model.")
     if truncated:
