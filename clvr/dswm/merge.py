@@ -76,6 +76,7 @@ def merge(recipe: Recipe, listen: Callable[[Progress], None] = lambda _: None) -
                 energy = extract.fill(plan, writer, tell)
             else:
                 work.run(tell)
+            writer.flush()
             digests = hashes.wait(lambda: tell(len(file), writer.size))
             for source in plan.sources.values():
                 for read in source.files:

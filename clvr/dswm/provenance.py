@@ -16,7 +16,8 @@ from .reading import WeightFile
 
 RECORD = "clvr_merge"
 """Key of the record in the written header's metadata."""
-_BLOCK = 1 << 22
+_BLOCK = 1 << 18
+"""Bytes that are still in the core's own cache when they are hashed."""
 _TELL = 0.2
 
 

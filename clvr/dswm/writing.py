@@ -129,6 +129,10 @@ class TensorFile:
         while data:
             data = data[file.write(data) :]
 
+    def flush(self) -> None:
+        """Flush to disk what was written so far."""
+        os.fsync(self._handle().fileno())
+
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the final header, close, and flush to disk."""
         head, _, _ = layout(self._tensors, metadata)
