@@ -41,7 +41,7 @@ INPUTS = ("base", *SHIFTS)
 AIMS = {("report", "floor"): 1.3, ("plain", "floor"): 1.3, ("report", "plain"): 1.15, ("report", "mergekit"): 0.4}
 MEMORY = 256e6
 WIDTH, DOUBLE, SINGLE, CONTEXT, HEAD, CHANNELS, TIME = 3072, 5, 20, 7680, 128, 128, 256
-RUN, BLOCK = 1 << 24, 1 << 23
+RUN, BLOCK = 1 << 24, 1 << 18
 """Weights made at once; bytes of the floor's buffer."""
 
 MERGEKIT = """
