@@ -40,6 +40,10 @@ class DeviceMemoryError(ClvrError, MemoryError):
     """The device has too little memory even for a single image."""
 
 
+class HostError(ClvrError, RuntimeError):
+    """The program that the pack runs in is too old for a part of it."""
+
+
 class ImageError(ClvrError, ValueError):
     """An image cannot be read, or is larger than is safe to read."""
 

@@ -35,6 +35,7 @@ from .images import to_rgb
 from .judging import Bench
 from .policies import find_policy
 from .ports import Album, Controller, DrawProgress, Generator, Size, Verifier
+from .ports import Drawing as Pictures
 from .trajectory import (
     Candidate,
     Cost,
@@ -177,7 +178,7 @@ def plan(state: State, controller: Controller, listen: Listener = ignore) -> Sta
 def draw(state: State, generator: Generator, listen: Listener = ignore) -> State:
     """The decision's candidates. A stop in the middle gives the drawing up; its cost stays in the books."""
     pending = state.pending
-    if pending is None or pending.images or pending.decision.action == "stop" or stopped(state):
+    if pending is None or not awaits_drawing(state):
         return state
     step = len(state.trajectory.steps)
     count, warnings = _affordable(state, generator)
@@ -197,18 +198,25 @@ def draw(state: State, generator: Generator, listen: Listener = ignore) -> State
         state = _charge_closing(state, perf_counter() - began, Usage(), "draw")
         return dataclasses.replace(state, stop=cancelled.thing)
     seconds = _phases(drawing.seconds, perf_counter() - began)
-    warnings += drawing.notes
-    pending = dataclasses.replace(
-        pending,
-        images=tuple(to_rgb(image) for image in drawing.images),
-        seeds=seeds,
-        cost=pending.cost + Cost(drawing.nfe, seconds),
-        notes=(*pending.notes, *_left_out(state.trajectory, pending.decision), *warnings),
-    )
-    answer = listen(Drawn(step, seeds, drawing))
-    for warning in warnings:
-        answer = _merge(answer, listen(Warned(warning)))
-    return _heed(dataclasses.replace(state, pending=pending), answer)
+    drawing = dataclasses.replace(drawing, seconds=seconds, notes=(*warnings, *drawing.notes))
+    return _take(state, pending, drawing, seeds, listen)
+
+
+def awaits_drawing(state: State) -> bool:
+    """Whether the next phase is to draw what was decided."""
+    pending = state.pending
+    wanted = pending is not None and not pending.images and pending.decision.action != "stop"
+    return wanted and not stopped(state)
+
+
+def receive(state: State, drawing: Pictures, listen: Listener = ignore) -> State:
+    """Candidates that were drawn outside of the loop, in the place of `draw`."""
+    pending = state.pending
+    if pending is None or not awaits_drawing(state):
+        return state
+    step = len(state.trajectory.steps)
+    seeds = tuple(candidate_seed(state.trajectory.seed, step, k) for k in range(len(drawing.images)))
+    return _take(state, pending, drawing, seeds, listen)
 
 
 def verify(state: State, verifier: Verifier, listen: Listener = ignore) -> State:
@@ -323,6 +331,21 @@ def _affordable(state: State, generator: Generator) -> tuple[int, tuple[str, ...
     if count == budget.candidates:
         return count, ()
     return count, (f"{count} of {budget.candidates} candidates: {left} function evaluations were left",)
+
+
+def _take(state: State, pending: Pending, drawing: Pictures, seeds: tuple[int, ...], listen: Listener) -> State:
+    """The round with its pictures, and whatever was noted about them told."""
+    drawn = dataclasses.replace(
+        pending,
+        images=tuple(to_rgb(image) for image in drawing.images),
+        seeds=seeds,
+        cost=pending.cost + Cost(drawing.nfe, drawing.seconds),
+        notes=(*pending.notes, *_left_out(state.trajectory, pending.decision), *drawing.notes),
+    )
+    answer = listen(Drawn(len(state.trajectory.steps), seeds, drawing))
+    for warning in drawing.notes:
+        answer = _merge(answer, listen(Warned(warning)))
+    return _heed(dataclasses.replace(state, pending=drawn), answer)
 
 
 def _left_out(trajectory: Trajectory, decision: Decision) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from comfy_api.latest import ComfyExtension, io
 
 class ClvrExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import loop, merging, models, steps, trajectories
+        from . import conditioning, loop, merging, models, native, steps, trajectories
 
-        return [*models.NODES, *loop.NODES, *steps.NODES, *merging.NODES, *trajectories.NODES]
+        drawing = [*models.NODES, *native.NODES, *conditioning.NODES]
+        return [*drawing, *loop.NODES, *steps.NODES, *merging.NODES, *trajectories.NODES]
 
 
 def extension() -> ComfyExtension:

@@ -109,7 +109,7 @@ class CLVRGenerate(io.ComfyNode):
         live = Live(cls.hidden.unique_id)
         state = loop.draw(run.state, generator.port, live)
         drawn = state.pending.images if state.pending else ()
-        images = drawn or [state.best or _blank(generator.port.default_size)]
+        images = drawn or [state.best or blank(generator.port.default_size)]
         live.close(images[0])
         return io.NodeOutput(run.after(state, generator=generator), to_tensor(images), ui=shown(images, cls))
 
@@ -141,7 +141,7 @@ class CLVRVerify(io.ComfyNode):
         live = Live(cls.hidden.unique_id)
         state = loop.verify(run.state, verifier.port, live)
         canvas, step = state.trajectory.canvas, (state.trajectory.steps or (None,))[-1]
-        image = state.album[canvas.label] if canvas else _blank((64, 64))
+        image = state.album[canvas.label] if canvas else blank((64, 64))
         score = state.trajectory.score(step) if step else None
         after = run.after(state, live.candidates, verifier=verifier)
         return io.NodeOutput(after, to_tensor([image]), score or 0.0, _verdict(state))
@@ -198,7 +198,7 @@ def _verdict(state: State) -> str:
     return "\n".join(f"{MARKS[outcome]} {check.question}" for check, outcome in outcomes)
 
 
-def _blank(size: tuple[int, int]) -> Image:
+def blank(size: tuple[int, int]) -> Image:
     """What is shown of a run that stopped before it drew anything."""
     from PIL import Image
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
@@ -19,31 +17,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-T = TypeVar("T")
+from .recent import Recent
 
 TEXTS = 4
 """Prompts kept; one of 8192 tokens takes 200 MB of a 9B model's bf16 context."""
 REFERENCES = 16
 """References kept; one of 1 MP takes 1 MB in bf16."""
-
-
-class Recent(Generic[T]):
-    """The last `size` values by key."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        if key not in self._values:
-            self._values[key] = make()
-        self._values.move_to_end(key)
-        while len(self._values) > self.size:
-            self._values.popitem(last=False)
-        return self._values[key]
-
-    def clear(self) -> None:
-        self._values.clear()
 
 
 class KleinPipeline(Flux2KleinPipeline):

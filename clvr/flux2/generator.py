@@ -17,17 +17,13 @@ import torch
 from PIL import Image
 
 from ..context import Context, fit
-from ..errors import DeviceMemoryError, ImageError, SettingError
+from ..errors import DeviceMemoryError, SettingError
 from ..ports import Drawing, DrawProgress, Size
 from .encodings import KleinPipeline, synchronise
 from .folder import Sampling, find
+from .limits import LONGEST_TEXT, check_size, references
 from .loading import load_pipeline
 
-LONGEST_TEXT = 8192
-"""Tokens; klein's text encoders read more, but attention over the text grows with the square of it."""
-SMALLEST_REFERENCE = 64
-MOST_ELONGATED = 8
-"""Pixels of a side, and ratio of sides, that Flux2ImageProcessor accepts."""
 _NO_MEMORY = ("out of memory", "can't allocate memory")
 
 
@@ -115,11 +111,11 @@ class Flux2Generator:
     ) -> Drawing:
         """Raises SettingError for a size, ImageError for a reference that the model cannot take,
         ContextLimitError, DeviceMemoryError; whatever `on_step` raises passes through."""
-        self._check_size(size)
+        check_size(size, self.pipeline.vae_scale_factor * 2)
         started = time.perf_counter()
         context, length, notes = self._fit(context)
-        references, more = _references(context)
-        current = _Round(size, seeds, on_step, {"image": references or None}, notes=notes + more)
+        images, more = references(context)
+        current = _Round(size, seeds, on_step, {"image": images or None}, notes=notes + more)
         if self.sampling.guidance > 1 and not self.guided:
             current.notes.append(f"guidance {self.sampling.guidance:g} is ignored: the model is distilled")
         current.arguments |= self._encode(context.text, length)
@@ -135,15 +131,6 @@ class Flux2Generator:
     def forget(self) -> None:
         """Free the encodings that are kept for the next round."""
         self.pipeline.forget()
-
-    def _check_size(self, size: Size) -> None:
-        side = self.pipeline.vae_scale_factor * 2
-        if any(s <= 0 or s % side for s in size):
-            nearest = " x ".join(str(max(side, round(s / side) * side)) for s in size)
-            raise SettingError(
-                f"FLUX.2 cannot draw {size[0]} x {size[1]} pixels.",
-                f"Both sides must be multiples of {side}, for example {nearest}.",
-            )
 
     def _fit(self, context: Context) -> tuple[Context, int, list[str]]:
         """The context as the text encoder can read it, the padded length, and what was left out."""
@@ -243,23 +230,3 @@ class _Watch:
         velocity = (after[:1].float() - before[:1].float()) / (following - sigma)
         estimate = after[:1] - following * velocity
         return self.generator.pipeline.decode_packed(estimate, *self.current.size)
-
-
-def _references(context: Context) -> tuple[list[Image.Image], list[str]]:
-    """The chosen images as the pipeline takes them, and what was done to them. Raises ImageError."""
-    images, notes = [], []
-    for label, image in context.images:
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        short, long = sorted(image.size)
-        if short == 0 or long > MOST_ELONGATED * short:
-            raise ImageError(
-                f"{label} is {image.width} x {image.height} pixels; FLUX.2 takes sides of at most 1 to 8.",
-                "Crop the image.",
-            )
-        if short < SMALLEST_REFERENCE:
-            scale = SMALLEST_REFERENCE / short
-            size = (math.ceil(image.width * scale), math.ceil(image.height * scale))
-            image = image.resize(size, Image.Resampling.LANCZOS)
-            notes.append(f"{label} was enlarged to {size[0]} x {size[1]}, the least that FLUX.2 reads")
-        images.append(image)
-    return images, notes
