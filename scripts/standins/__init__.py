@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 @lru_cache(1)
 def parts() -> KleinPipeline:
+    import torch
+
     from clvr.builtin import PATH
     from clvr.flux2.encodings import KleinPipeline
 
-    return KleinPipeline.from_pretrained(PATH, transformer=None)
+    return KleinPipeline.from_pretrained(PATH, transformer=None, dtype=torch.float32)
 
 
 class Encoder:
@@ -63,6 +65,10 @@ class StandInCLIPLoader:
         return {"required": {}}
 
     def load(self) -> tuple[Encoder]:
+        """ComfyUI pads klein's texts to 512 tokens, far more than the built-in model has seen: here it does not."""
+        from comfy.model_base import Flux, Flux2  # pyright: ignore[reportMissingImports]
+
+        Flux2.extra_conds = Flux.extra_conds
         return (Encoder(),)
 
 
