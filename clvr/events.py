@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .budget import Budget
 from .ports import Checklist, DrawProgress
 from .ports import Drawing as Pictures
-from .trajectory import Candidate, Decision, Goal, Step, Trajectory
+from .trajectory import Candidate, Check, Decision, Goal, Step, Trajectory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Moment = Literal["planned", "judged"]
+"""When a person may step in: before a round is drawn, and before it is settled."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Judged:
-    """The candidates with their verdicts, and what the policy proposes. Answer `accept` to overrule it."""
+    """The candidates with their verdicts, and what the policy proposes. Answer `accept` or `choose` to overrule
+    it. It comes again after an answer with `checks`, the candidates judged on those too."""
 
     step: int
     candidates: tuple[Candidate, ...]
@@ -68,7 +72,7 @@ class Judged:
 @dataclass(frozen=True)
 class Settled:
     """A step is complete. `images` holds one image a candidate; `trajectory` ends with the step. It comes a
-    second time for the same step, without images, when its canvas was judged late."""
+    second time for the same step, without images, when its image was judged late or it was changed by hand."""
 
     step: Step
     images: tuple[Image, ...]
@@ -96,17 +100,51 @@ class Stopped:
     resumable: bool = False
 
 
-Event = Started | Checklisted | Planned | Drawing | Drawn | Judged | Settled | RolledBack | Warned | Stopped
-
-
 @dataclass(frozen=True)
 class Answer:
-    """decision: draw this instead (to Planned). accept: approve or roll back (to Judged). stop: end the run
-    with this reason (to any event); a step that is already drawn is settled first."""
+    """What a listener wants changed. To Planned: `decision`, draw this instead. To Judged: `accept`, approve or
+    roll back; `choose`, take this candidate. To both: `checks` to add to the goal; `back_to`, a step to go on
+    from, the round in the making and the steps after that one being rolled back. To any event: `stop`, end the
+    run with this reason; a step that is already drawn is settled first."""
 
     decision: Decision | None = None
     accept: bool | None = None
+    choose: int | None = None
+    checks: tuple[Check, ...] = ()
+    back_to: int | None = None
     stop: str = ""
+
+
+@dataclass(frozen=True)
+class Amended:
+    """The user added checks to the goal."""
+
+    goal: Goal
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Planned or Judged was answered: to be answered alike should the round be done again."""
+
+    step: int
+    moment: Moment
+    answer: Answer
+
+
+Event = (
+    Started
+    | Checklisted
+    | Planned
+    | Drawing
+    | Drawn
+    | Judged
+    | Settled
+    | RolledBack
+    | Warned
+    | Stopped
+    | Amended
+    | Answered
+)
 
 
 Listener = Callable[[Event], Answer | None]

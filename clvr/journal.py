@@ -1,6 +1,6 @@
 """A run's folder on disk, as a listener of the loop: append-only, checksummed, resumable after `kill -9`.
 
-    journal.jsonl       one line an event: run, step, stop, reopen; each with its number and SHA-256
+    journal.jsonl       one line an event: run, step, answer, goal, stop, reopen; each with its number and SHA-256
     trajectory.json     the trajectory so far, replaced as a whole after each step
     references/N.png    the images that the user gave
     steps/NN/K.png      candidate K of step NN
@@ -33,7 +33,7 @@ from .errors import (
     RunFolderError,
     RunLockedError,
 )
-from .events import Event, Settled, Stopped
+from .events import Amended, Answer, Answered, Event, Judged, Planned, Settled, Stopped
 from .files import cannot_write, lock, sync_folder, write_atomic
 from .images import load_image, png_bytes
 from .ports import Album, Size
@@ -90,7 +90,8 @@ class Header:
 @dataclass(frozen=True)
 class Record:
     """What a run's folder holds. `header.budget` is the one in force; `warnings` tell what was repaired;
-    `digests` are the SHA-256 of the images by path within the folder; `length` is the sound part in bytes."""
+    `digests` are the SHA-256 of the images by path within the folder; `length` is the sound part in bytes;
+    `answers` are the user's in the round that was not completed."""
 
     folder: Path
     header: Header
@@ -100,6 +101,7 @@ class Record:
     length: int = 0
     digests: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    answers: tuple[Answered, ...] = ()
 
     def album(self) -> Album:
         """References and chosen images. Raises JournalError for one that is missing or was changed."""
@@ -178,10 +180,11 @@ class Journal:
 
     A folder that was merely reserved, and got no run, is removed again on closing."""
 
-    def __init__(self, folder: Path, held: BinaryIO, lines: int = 0) -> None:
+    def __init__(self, folder: Path, held: BinaryIO, lines: int = 0, answers: Sequence[Answered] = ()) -> None:
         self.folder = folder
         self._held = held
         self._lines = lines
+        self._answers = list(answers)
 
     @classmethod
     def create(cls, folder: str | Path) -> Journal:
@@ -209,7 +212,7 @@ class Journal:
         held = _lock(folder)
         try:
             record = read(folder)
-            journal = cls(folder, held, record.lines)
+            journal = cls(folder, held, record.lines, record.answers)
             if record.warnings:
                 journal._truncate(record.length)
             if budget is not None or record.resumable:
@@ -229,15 +232,34 @@ class Journal:
         self._lines = 1
         self._snapshot(Trajectory(header.goal, seed=header.seed, preparation=header.preparation))
 
-    def listen(self, event: Event) -> None:
-        """Write what a completed step or the end of the run adds. Raises RunFolderError."""
+    def listen(self, event: Event) -> Answer | None:
+        """Write what a completed step, the user, or the end of the run adds. In a round that is done again,
+        answer as the user did. Raises RunFolderError."""
+        if isinstance(event, (Planned, Judged)):
+            return self._repeated(event)
         if isinstance(event, Settled):
             self.add(event.step, dict(enumerate(event.images)), event.trajectory)
+        elif isinstance(event, Answered):
+            self._remember(event)
+        elif isinstance(event, Amended):
+            self._append("goal", {"goal": encode(event.goal)})
         elif isinstance(event, Stopped):
             closing = encode(event.trajectory.closing)
             data = {"reason": event.reason, "closing": closing, "resumable": event.resumable}
             self._append("stop", data)
             self._snapshot(event.trajectory)
+        return None
+
+    def _repeated(self, event: Planned | Judged) -> Answer | None:
+        moment = "planned" if isinstance(event, Planned) else "judged"
+        first = self._answers[0] if self._answers else None
+        return first.answer if first and (first.step, first.moment) == (event.step, moment) else None
+
+    def _remember(self, event: Answered) -> None:
+        if self._answers and self._answers[0] == event:
+            self._answers.pop(0)
+        else:
+            self._append("answer", encode(event))
 
     def add(self, step: Step, images: Mapping[int, Image], trajectory: Trajectory) -> None:
         """A completed step; `images` by candidate. Without images: a step that was judged anew."""
@@ -356,12 +378,18 @@ def _replay(folder: Path, record: Record | None, kind: str, data: Mapping[str, A
     if kind == "step":
         step = decode(Step, data["step"], "step")
         digests = {_image_path(step.index, int(k)): digest for k, digest in data["images"].items()}
-        trajectory = _with_step(trajectory, step)
-        return dataclasses.replace(record, trajectory=trajectory, digests={**record.digests, **digests})
+        answers = () if step.index == len(trajectory.steps) else record.answers
+        trajectory, digests = _with_step(trajectory, step), {**record.digests, **digests}
+        return dataclasses.replace(record, trajectory=trajectory, digests=digests, answers=answers)
+    if kind == "answer":
+        return dataclasses.replace(record, answers=(*record.answers, decode(Answered, data, "answer")))
+    if kind == "goal":
+        goal = decode(Goal, data["goal"], "goal")
+        return dataclasses.replace(record, trajectory=dataclasses.replace(trajectory, goal=goal))
     if kind == "stop":
         closing = decode(Cost, data["closing"], "closing")
         trajectory = dataclasses.replace(trajectory, stop_reason=data["reason"], closing=closing)
-        return dataclasses.replace(record, trajectory=trajectory, resumable=data["resumable"])
+        return dataclasses.replace(record, trajectory=trajectory, resumable=data["resumable"], answers=())
     if kind == "reopen":
         header = dataclasses.replace(record.header, budget=decode(Budget, data["budget"], "budget"))
         trajectory = dataclasses.replace(trajectory, stop_reason="")
@@ -380,10 +408,8 @@ def _open_record(folder: Path, data: Mapping[str, Any]) -> Record:
 
 def _with_step(trajectory: Trajectory, step: Step) -> Trajectory:
     """Append a step, or put one that was judged anew in its place."""
-    if step.index >= len(trajectory.steps):
-        return trajectory.append(step)
-    steps = (*trajectory.steps[: step.index], step, *trajectory.steps[step.index + 1 :])
-    return dataclasses.replace(trajectory, steps=steps)
+    held = step.index < len(trajectory.steps)
+    return trajectory.with_step(step) if held else trajectory.append(step)
 
 
 def _damaged(path: Path, number: int, error: ClvrError) -> JournalError:

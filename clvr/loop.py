@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from . import context
 from .budget import Budget
+from .byhand import add_checks, catch_up, further, overrule, revert
 from .errors import Cancelled, ReplyError, VLMError
 from .events import (
     Answer,
+    Answered,
     Checklisted,
     Drawing,
     Drawn,
@@ -164,15 +166,33 @@ def plan(state: State, controller: Controller, listen: Listener = ignore) -> Sta
         state = _charge_closing(state, perf_counter() - began, Usage(calls=1))
         return dataclasses.replace(state, stop=f"the controller failed: {error}", resumable=True)
     seconds = perf_counter() - began
-    answer = listen(Planned(len(state.trajectory.steps), *_mend(decision, state)))
-    replaced = answer.decision if answer else None
-    mended, notes = _mend(replaced or decision, state)
-    if replaced:
-        notes = ("the decision was replaced by hand", *notes)
-    for note in notes:
-        answer = _merge(answer, listen(Warned(note)))
+    mended, notes = _mend(decision, state)
     cost = Cost(seconds={"plan": seconds}, usage=decision.usage)
-    return _heed(dataclasses.replace(state, pending=Pending(mended, cost=cost, notes=notes)), answer)
+    state = dataclasses.replace(state, pending=Pending(mended, cost=cost, notes=notes))
+    state = correct(state, listen(Planned(len(state.trajectory.steps), mended, notes)), listen)
+    answer = None
+    for note in state.pending.notes if state.pending else ():
+        answer = _merge(answer, listen(Warned(note)))
+    return _heed(state, answer)
+
+
+def correct(state: State, answer: Answer | None, listen: Listener = ignore) -> State:
+    """The answer to a plan that is not drawn yet. Going back drops the plan; what it cost stays in the books.
+
+    Raises FormatError for a step that there is not."""
+    pending = state.pending
+    if answer is None or pending is None or pending.images:
+        return state
+    listen(Answered(len(state.trajectory.steps), "planned", answer))
+    state = add_checks(state, answer.checks, listen)
+    if answer.back_to is not None:
+        state = revert(_close(state, pending.cost), answer.back_to, listen)
+        return _heed(dataclasses.replace(state, pending=None), answer)
+    if answer.decision:
+        mended, notes = _mend(answer.decision, state)
+        notes = ("the decision was replaced by hand", *notes)
+        state = dataclasses.replace(state, pending=Pending(mended, cost=pending.cost, notes=notes))
+    return _heed(state, answer)
 
 
 def draw(state: State, generator: Generator, listen: Listener = ignore) -> State:
@@ -229,27 +249,24 @@ def verify(state: State, verifier: Verifier, listen: Listener = ignore) -> State
         return state if state.stop else _conclude(state, verifier, listen)
     if not pending.images:
         return state
-    goal, expects = state.trajectory.goal, pending.decision.expects
-    policy = find_policy(state.settings.policy)
     bench = _bench(state, verifier)
+    state = catch_up(state, bench, listen)
     candidates = _judge(state, pending, bench)
-    chosen = policy.choose(candidates, goal, expects)
-    ruling = policy.settle(state.trajectory, candidates[chosen], expects)
-    answer = listen(Judged(len(state.trajectory.steps), candidates, chosen, ruling.accepted))
-    accepted, by_hand = ruling.accepted, ()
-    if answer and answer.accept is not None and answer.accept != accepted:
-        accepted = answer.accept
-        by_hand = ("approved by hand" if accepted else "rolled back by hand",)
-    step = Step(
-        len(state.trajectory.steps),
-        pending.decision,
-        candidates,
-        chosen,
-        accepted,
-        pending.cost + bench.cost,
-        (*pending.notes, *bench.notes, *ruling.notes, *by_hand),
-    )
-    for note in (*bench.notes, *ruling.notes):
+    said: Answer | None = None
+    while True:
+        step, notes = _propose(state, pending, candidates, bench)
+        answer = listen(Judged(step.index, candidates, step.chosen, step.accepted))
+        if answer:
+            listen(Answered(step.index, "judged", answer))
+        if not answer or not answer.checks or answer == said:
+            break
+        said = answer
+        state = catch_up(add_checks(state, answer.checks, listen), bench, listen)
+        candidates = _judge_further(state, pending, candidates, bench)
+    step = overrule(step, answer)
+    if answer and answer.back_to is not None:
+        state = revert(state, answer.back_to, listen)
+    for note in notes:
         answer = _merge(answer, listen(Warned(note)))
     return _heed(_settle(state, step, pending.images, listen), answer)
 
@@ -260,7 +277,7 @@ def stopped(state: State) -> str:
     if state.stop or trajectory.stop_reason or not trajectory.steps:
         return state.stop or trajectory.stop_reason
     best = trajectory.best
-    sure = _sure_score(trajectory, best) if best else 0.0
+    sure = _sure_score(trajectory, best) if best and best.hand != "dropped" else 0.0
     if sure >= budget.threshold:
         return f"the score {sure:.3g} reaches the threshold of {budget.threshold:g}"
     idle = _steps_without_rise(trajectory)
@@ -380,6 +397,29 @@ def _judge(state: State, pending: Pending, bench: Bench) -> tuple[Candidate, ...
     return tuple(Candidate(seed, own, whole) for seed, own, whole in verdicts)
 
 
+def _judge_further(
+    state: State, pending: Pending, candidates: Sequence[Candidate], bench: Bench
+) -> tuple[Candidate, ...]:
+    """The candidates judged on what was added to the goal since."""
+    goal = state.trajectory.goal
+    given = [state.album[label] for label in goal.labels()]
+    pairs = zip(candidates, pending.images, strict=True)
+    return tuple(further(candidate, goal, bench, image, given) for candidate, image in pairs)
+
+
+def _propose(
+    state: State, pending: Pending, candidates: tuple[Candidate, ...], bench: Bench
+) -> tuple[Step, tuple[str, ...]]:
+    """The step as the policy would settle it, and what is to be told of that."""
+    expects, policy = pending.decision.expects, find_policy(state.settings.policy)
+    chosen = policy.choose(candidates, state.trajectory.goal, expects)
+    ruling = policy.settle(state.trajectory, candidates[chosen], expects)
+    told = (*bench.notes, *ruling.notes)
+    cost, notes = pending.cost + bench.cost, (*pending.notes, *told)
+    index = len(state.trajectory.steps)
+    return Step(index, pending.decision, candidates, chosen, ruling.accepted, cost, notes), told
+
+
 def _settle(state: State, step: Step, images: tuple[Image, ...], listen: Listener) -> State:
     """Append a complete step and tell of it."""
     trajectory = state.trajectory.append(step)
@@ -408,8 +448,7 @@ def _conclude(state: State, verifier: Verifier, listen: Listener) -> State:
     step = dataclasses.replace(
         canvas, candidates=candidates, cost=canvas.cost + bench.cost, notes=(*canvas.notes, *bench.notes)
     )
-    steps = (*state.trajectory.steps[: step.index], step, *state.trajectory.steps[step.index + 1 :])
-    trajectory = dataclasses.replace(state.trajectory, steps=steps)
+    trajectory = state.trajectory.with_step(step)
     listen(Settled(step, (), trajectory))
     return dataclasses.replace(state, trajectory=trajectory)
 
@@ -436,7 +475,11 @@ def _steps_without_rise(trajectory: Trajectory) -> int:
 
 
 def _charge_closing(state: State, seconds: float, usage: Usage, phase: str = "plan") -> State:
-    closing = state.trajectory.closing + Cost(seconds={phase: seconds}, usage=usage)
+    return _close(state, Cost(seconds={phase: seconds}, usage=usage))
+
+
+def _close(state: State, cost: Cost) -> State:
+    closing = state.trajectory.closing + cost
     return dataclasses.replace(state, trajectory=dataclasses.replace(state.trajectory, closing=closing))
 
 

@@ -63,7 +63,8 @@ class Check:
 class Goal:
     """What the user wants: a prompt, how many reference images came with it, and the checklist.
 
-    The checklist is made once and stays for the whole run, so that scores compare."""
+    The checklist is made once and stays for the whole run, so that scores compare. Only the user may add to
+    it; the images so far are then judged on the addition too."""
 
     prompt: str
     references: int = 0
@@ -71,6 +72,11 @@ class Goal:
 
     def labels(self) -> tuple[str, ...]:
         return tuple(referenced(i) for i in range(self.references))
+
+    def with_checks(self, checks: Iterable[Check]) -> Goal:
+        """The goal with those of `checks` that it does not hold yet, by id."""
+        known = {check.id for check in self.checks}
+        return dataclasses.replace(self, checks=(*self.checks, *(c for c in checks if c.id not in known)))
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,9 @@ class Candidate:
 @dataclass(frozen=True)
 class Step:
     """One completed round. `chosen` indexes the candidates; a step that was rolled back has accepted=False
-    and stays in the history without becoming the canvas. `notes` tell what was left out or went wrong."""
+    and stays in the history without becoming the canvas. `notes` tell what was left out or went wrong. `hand`
+    is set where the user overruled the policy: what was kept counts more than the steps before it, whatever
+    their scores; what was dropped is never the result while there is another."""
 
     index: int
     decision: Decision
@@ -203,6 +211,7 @@ class Step:
     accepted: bool
     cost: Cost = Cost()
     notes: tuple[str, ...] = ()
+    hand: Literal["", "kept", "dropped"] = ""
 
     @property
     def label(self) -> str:
@@ -243,10 +252,13 @@ class Trajectory:
     @property
     def best(self) -> Step | None:
         """The step with the highest score, the later one on a tie. A judged step comes before any unjudged
-        one, an accepted one before a rolled-back one of the same score."""
+        one, an accepted one before a rolled-back one of the same score. Steps before the last one that the
+        user kept by hand do not count, nor those that the user dropped where there is another."""
         if not self.steps:
             return None
-        return max(self.steps, key=lambda s: (_or(self.score(s), -1.0), s.accepted, s.index))
+        kept = max((s.index for s in self.steps if s.hand == "kept"), default=0)
+        standing = [s for s in self.steps[kept:] if s.hand != "dropped"] or self.steps
+        return max(standing, key=lambda s: (_or(self.score(s), -1.0), s.accepted, s.index))
 
     def append(self, step: Step) -> Trajectory:
         if step.index != len(self.steps):
@@ -255,6 +267,18 @@ class Trajectory:
                 "A trajectory is append-only: number steps from 0 without gaps.",
             )
         return dataclasses.replace(self, steps=(*self.steps, step))
+
+    def with_step(self, step: Step) -> Trajectory:
+        """The trajectory with another version of a step that it holds."""
+        return dataclasses.replace(self, steps=(*self.steps[: step.index], step, *self.steps[step.index + 1 :]))
+
+    def back_to(self, index: int) -> Trajectory:
+        """Step `index` as the canvas, every later one dropped by hand. Raises FormatError for no such step."""
+        if not 0 <= index < len(self.steps):
+            raise FormatError(f"There is no step {index} to go back to.", f"The run has {len(self.steps)} steps.")
+        target = dataclasses.replace(self.steps[index], accepted=True, hand="kept")
+        later = (_dropped(step, index) for step in self.steps[index + 1 :])
+        return dataclasses.replace(self, steps=(*self.steps[:index], target, *later))
 
     def to_dict(self) -> dict[str, Any]:
         return {"version": VERSION, **encode(self)}
@@ -273,6 +297,13 @@ class Trajectory:
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+def _dropped(step: Step, back_to: int) -> Step:
+    if step.hand == "dropped":
+        return step
+    notes = (*step.notes, f"rolled back by hand, to round {back_to + 1}") if step.accepted else step.notes
+    return dataclasses.replace(step, accepted=False, hand="dropped", notes=notes)
 
 
 def encode(value: Any) -> Any:  # noqa: ANN401

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PURE = ["trajectory", "errors", "budget", "ports", "events", "files", "context", "policies", "judging",
-        "loop", "journal"]  # fmt: skip
+        "loop", "journal", "byhand", "answers"]  # fmt: skip
 ADAPTERS = ("vlm", "flux2", "shapes")
 TORCH = ("clvr/flux2/", "clvr/dswm", "clvr/probe", "clvr/vlm/", "clvr/shapes/", "training/", "nodes/")
 PILLOW = (

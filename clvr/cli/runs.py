@@ -155,9 +155,9 @@ def _proceed(state: State, ports: Ports, journal: Journal, progress: Progress) -
     from ..journal import read
 
     def listen(event: Event) -> Answer | None:
-        journal.listen(event)
+        answer = journal.listen(event)
         progress.listen(event)
-        return None
+        return answer
 
     try:
         state = loop.proceed(state, ports, listen)
