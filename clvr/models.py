@@ -11,10 +11,12 @@ from importlib import metadata
 from pathlib import Path
 
 from . import builtin
-from .errors import ClvrError, VLMError, VLMSetupError
+from .errors import ClvrError, MissingFileError, VLMError, VLMSetupError
 from .ports import Controller, Generator, Verifier
 
 BUILTIN = "builtin"
+TRANSFORMERS = "transformers:"
+"""Before the folder or hub id of a VLM that runs in this process."""
 KLEIN = {
     "black-forest-labs/FLUX.2-klein-4B": "4 steps, Apache-2.0",
     "black-forest-labs/FLUX.2-klein-base-4B": "28 steps, Apache-2.0",
@@ -42,9 +44,10 @@ START_A_VLM = (
 
 @dataclass(frozen=True)
 class Choice:
-    """Who draws, plans and judges, as named on the command line. `vlm` is an address or 'builtin'; '' means
-    builtin with the built-in model, and CLVR_VLM_URL otherwise. `trusted`: the user named the address just
-    now; a key is never sent to one that merely stood in a run's folder."""
+    """Who draws, plans and judges, as named on the command line. `vlm` is an address, 'builtin', or
+    'transformers:' with a folder or hub id; '' means builtin with the built-in model, and CLVR_VLM_URL otherwise.
+    `trusted`: the user named the address just now; a key is never sent to one that merely stood in a run's
+    folder."""
 
     model: str = BUILTIN
     vlm: str = ""
@@ -96,7 +99,8 @@ def load_generator(choice: Choice) -> Generator:
 
 
 def load_judges(choice: Choice) -> tuple[Controller, Verifier]:
-    """Raises VLMSetupError for an address that is none."""
+    """Raises VLMSetupError for an address that is none; for a VLM in this process MissingFileError, WeightsError,
+    SettingError, DeviceMemoryError."""
     if choice.vlm == BUILTIN:
         from .shapes.controller import ShapesController
         from .shapes.verifier import MeasuringVerifier
@@ -104,6 +108,11 @@ def load_judges(choice: Choice) -> tuple[Controller, Verifier]:
         return ShapesController(), MeasuringVerifier()
     from .vlm import OpenAIClient, VLMController, VLMVerifier
 
+    if choice.vlm.startswith(TRANSFORMERS):
+        from .vlm.local import LocalClient
+
+        local = LocalClient.load(choice.vlm.removeprefix(TRANSFORMERS), device=choice.device, dtype=choice.dtype)
+        return VLMController(local), VLMVerifier(local, logprobs=True)
     client = OpenAIClient(choice.vlm, choice.vlm_model or None, api_key(choice))
     return VLMController(client), VLMVerifier(client)
 
@@ -190,6 +199,8 @@ def _changed(path: Path) -> float:
 def _vlm(url: str, model: str) -> Finding:
     if not url:
         return Finding("VLM server", False, "none named; give --vlm http://… or set CLVR_VLM_URL")
+    if url.startswith(TRANSFORMERS):
+        return _vlm_folder(url)
     from .vlm import ClientSettings, OpenAIClient
 
     try:
@@ -200,3 +211,17 @@ def _vlm(url: str, model: str) -> Finding:
     if model and model not in names:
         return Finding(f"VLM server: {url}", False, f"it has no '{model}', but {', '.join(names) or 'nothing'}")
     return Finding(f"VLM server: {url}", True, ", ".join(names) or "it lists no model; give --vlm-model")
+
+
+def _vlm_folder(name: str) -> Finding:
+    from .vlm.folder import find
+
+    try:
+        folder = find(name.removeprefix(TRANSFORMERS), download=_cached_only)
+    except ClvrError as error:
+        return Finding(f"VLM: {name}", False, str(error))
+    return Finding(f"VLM: {name}", True, f"{folder.path} (--vlm {name})")
+
+
+def _cached_only(name: str, **options: object) -> str:
+    raise MissingFileError(f"{name} is not in {hub_cache()}.", f"Get it with: hf download {name}")

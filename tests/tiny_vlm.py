@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,11 @@ def teach(folder: Path, lessons: Sequence[Lesson], steps: int = 200) -> float:
     batches = [_batch(processor, lesson) for lesson in lessons]
     worst = float("inf")
     for _ in range(steps):
-        losses = [model(**batch).loss for batch in batches]
-        worst = max(loss.item() for loss in losses)
-        if worst < 0.3:  # each of the two tokens is then the likeliest by far
+        losses = [_losses(model, batch, count) for batch, count in batches]
+        worst = max(loss.max().item() for loss in losses)
+        if worst < 0.4:  # each token is then the likeliest by far
             break
-        torch.stack(losses).sum().backward()
+        sum(loss.mean() for loss in losses).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval().save_pretrained(folder)
@@ -108,14 +109,17 @@ def teach(folder: Path, lessons: Sequence[Lesson], steps: int = 200) -> float:
     return worst
 
 
-def _batch(processor: Qwen3VLProcessor, lesson: Lesson) -> dict[str, Any]:
-    """Only the reply and the end of the turn, one token each, are learned."""
+def _batch(processor: Qwen3VLProcessor, lesson: Lesson) -> tuple[dict[str, Any], int]:
+    """The conversation with its reply, and how many tokens of it are learned: the reply and the turn's end."""
     images = [p for m in lesson.messages for p in m.parts if isinstance(p, Image.Image)]
     text = processor.apply_chat_template([_plain(m) for m in lesson.messages], add_generation_prompt=True)
     batch = processor(text=[f"{text}{lesson.reply}<|im_end|>"], images=images or None, return_tensors="pt")
-    labels = batch["input_ids"].clone()
-    labels[:, :-2] = -100
-    return {**batch, "labels": labels}
+    return dict(batch), 1 + len(processor.tokenizer(lesson.reply, add_special_tokens=False)["input_ids"])
+
+
+def _losses(model: Qwen3VLForConditionalGeneration, batch: dict[str, Any], count: int) -> torch.Tensor:
+    logits = model(**batch, logits_to_keep=count + 1).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits, batch["input_ids"][0, -count:], reduction="none")
 
 
 def _plain(message: Message) -> dict[str, Any]:
@@ -127,16 +131,21 @@ def _plain(message: Message) -> dict[str, Any]:
 
 
 def _processor(lessons: Sequence[Lesson]) -> Qwen3VLProcessor:
-    """Words are tokens, and so is each whole reply."""
+    """Words are tokens, and so is what a reply has around its yes or no and its thinking."""
     split = pre_tokenizers.Whitespace().pre_tokenize_str
     texts = [p for lesson in lessons for m in lesson.messages for p in m.parts if isinstance(p, str)]
     words = [word for text in [*texts, "system user assistant"] for word, _ in split(text)]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*MARKS, "<unk>", *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.Fuse()
     fast = _marked(tokenizer)
-    fast.add_tokens([AddedToken(lesson.reply, special=False, normalized=False) for lesson in lessons])
+    pieces = dict.fromkeys(piece for lesson in lessons for piece in _PIECES.split(lesson.reply) if piece)
+    fast.add_tokens([AddedToken(p, single_word=p.isalpha(), special=False, normalized=False) for p in pieces])
     return _assembled(fast)
+
+
+_PIECES = re.compile(r'(?<=")(yes|no)(?=")|(</?think>)')
 
 
 def _model(processor: Qwen3VLProcessor, **other: Any) -> Qwen3VLForConditionalGeneration:

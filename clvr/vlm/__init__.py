@@ -1,4 +1,4 @@
-"""A VLM as controller and verifier. Nothing here needs torch."""
+"""A VLM as controller and verifier. Nothing here needs torch but the clients that compute: `local`, `encoder`."""
 
 from .agents import VLMController, VLMVerifier
 from .chat import ChatClient, Message, Reply, TokenLogprob

@@ -20,7 +20,7 @@ from transformers import DynamicCache, Qwen3VLForConditionalGeneration, Qwen3VLP
 from ..errors import VLMError
 from .chat import Message, joined
 from .prefix import Prefix
-from .wire import clean, shrunk
+from .wire import plain, shrunk
 
 CHUNK = 512
 """Tokens that are read at once: the attention of a long history in one piece would need gigabytes."""
@@ -94,8 +94,6 @@ class QwenVL:
         self.name = name
         self.work = Work()
         self._sight = _Sight()
-        marks = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        self._marks = tuple(mark for mark in marks if len(mark) > 1)
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -161,16 +159,11 @@ class QwenVL:
         return self._config.vision_config.spatial_merge_size
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
-        """As chat templates take it; marks of the model's own in the text are made harmless."""
-        parts = [self._harmless(clean(p)) if isinstance(p, str) else None for p in joined(message)]
+        """As chat templates take it."""
+        parts = [plain(p) if isinstance(p, str) else None for p in joined(message)]
         if None not in parts:
             return "".join(p for p in parts if p is not None)
         return [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
-
-    def _harmless(self, text: str) -> str:
-        for mark in self._marks:
-            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
-        return text
 
     def _positions(self, ids: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
         kinds = (ids == self._config.image_token_id).int()

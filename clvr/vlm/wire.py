@@ -126,7 +126,7 @@ def shrunk(image: Image, side: int) -> Image:
 def message_body(message: Message, pictures: Pictures) -> dict[str, Any]:
     """Turns of text alone go as a plain string: some servers take nothing else for them."""
     parts = list(joined(message))
-    texts = [clean(part) for part in parts if isinstance(part, str)]
+    texts = [plain(part) for part in parts if isinstance(part, str)]
     if len(texts) == len(parts):
         return {"role": message.role, "content": "".join(texts)}
     return {"role": message.role, "content": [_part(part, pictures) for part in parts]}
@@ -134,7 +134,7 @@ def message_body(message: Message, pictures: Pictures) -> dict[str, Any]:
 
 def _part(part: str | Image, pictures: Pictures) -> dict[str, Any]:
     if isinstance(part, str):
-        return {"type": "text", "text": clean(part)}
+        return {"type": "text", "text": plain(part)}
     return {"type": "image_url", "image_url": {"url": pictures.url(part)}}
 
 
@@ -189,6 +189,14 @@ def is_page(text: str) -> bool:
 def clean(text: str) -> str:
     """Without lone surrogates, which no file could hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def plain(text: str) -> str:
+    """Clean, and without a chat format's own marks: one in a prompt would end the turn or ask for an image."""
+    return _MARK.sub(r"< |\1|>", clean(text))
+
+
+_MARK = re.compile(r"<\|(\w+)\|>")
 
 
 def read_reply(data: object, max_tokens: int) -> Reply:
