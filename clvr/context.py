@@ -88,7 +88,7 @@ def fit(context: Context, count_tokens: Callable[[str], int], limit: int) -> tup
             raise ContextLimitError(
                 f"The goal, the newest reasoning and the chosen references take {count_tokens(context.text)} "
                 f"tokens; the text encoder reads {limit}.",
-                "Shorten the prompt, or raise the generator's max_sequence_length.",
+                "Shorten the prompt.",
             )
         context, gone = shorter
         left_out.append(gone)

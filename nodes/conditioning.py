@@ -37,6 +37,24 @@ class Noise:
         return noise(latent, self.seeds[: len(latent)])
 
 
+def sampling_outputs() -> list[io.Output]:
+    """What a sampler graph draws from."""
+    return [
+        io.Conditioning.Output(display_name="positive"),
+        io.Conditioning.Output(
+            display_name="negative", tooltip="The empty text with the same references. Unused at cfg 1."
+        ),
+        io.Latent.Output(display_name="latent", tooltip="Empty, one for each candidate of the budget."),
+        io.Noise.Output(
+            display_name="noise", tooltip="For SamplerCustomAdvanced: each candidate as its own seed gives it."
+        ),
+        io.Int.Output(display_name="seed", tooltip="Of the first candidate; the same run gives the same."),
+        io.Int.Output(display_name="width"),
+        io.Int.Output(display_name="height"),
+        io.String.Output(display_name="instruction"),
+    ]
+
+
 class CLVRConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -55,18 +73,7 @@ class CLVRConditioning(io.ComfyNode):
             ],
             outputs=[
                 LoopState.Output(display_name="run", tooltip="For CLVR Take Drawing."),
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(
-                    display_name="negative", tooltip="The empty text with the same references. Unused at cfg 1."
-                ),
-                io.Latent.Output(display_name="latent", tooltip="Empty, one for each candidate of the budget."),
-                io.Noise.Output(
-                    display_name="noise", tooltip="For SamplerCustomAdvanced: each candidate as its own seed gives it."
-                ),
-                io.Int.Output(display_name="seed", tooltip="Of the first candidate; the same run gives the same."),
-                io.Int.Output(display_name="width"),
-                io.Int.Output(display_name="height"),
-                io.String.Output(display_name="instruction"),
+                *sampling_outputs(),
             ],
         )
 
@@ -79,8 +86,7 @@ class CLVRConditioning(io.ComfyNode):
 
         require_klein()
         if run.state.pending is None or not loop.awaits_drawing(run.state):
-            blocked = len(cls.GET_SCHEMA().outputs) - 1
-            return io.NodeOutput(run, *[ExecutionBlocker(None)] * blocked)
+            return io.NodeOutput(run, *[ExecutionBlocker(None) for _ in sampling_outputs()])
         return io.NodeOutput(*_outputs(run, run.state.pending, clip, vae))
 
 
