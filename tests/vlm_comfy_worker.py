@@ -1,7 +1,8 @@
-"""python vlm_comfy_worker.py COMFYUI FOLDER: a tiny Qwen3-VL as a CLIP of ComfyUI's own classes, behind the pack's node.
+"""python vlm_comfy_worker.py COMFYUI FOLDER: a tiny Qwen3-VL as a CLIP of ComfyUI's own classes.
 
-Runs in a process of its own: ComfyUI's top-level names and arguments stay there. FOLDER is the model in
-transformers' layout. Reads requests and writes answers, a line of JSON each; ComfyUI's own output goes to stderr."""
+The pack's node makes a client of it. Runs in a process of its own: ComfyUI's top-level names and arguments stay
+there. FOLDER is the model in transformers' layout. Reads requests and writes answers, a line of JSON each; ComfyUI's
+own output goes to stderr."""
 
 from __future__ import annotations
 
