@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,11 @@ class Question:
     def actions(self) -> tuple[str, ...]:
         """What can be answered. There is nothing to go back to in the first round."""
         return tuple(a for a in ACTIONS[self.moment] if a != "back" or self.trajectory.steps)
+
+    def with_checks(self, checks: Iterable[Check]) -> Question:
+        """The same question of a goal that has these checks too."""
+        goal = self.trajectory.goal.with_checks(checks)
+        return dataclasses.replace(self, trajectory=dataclasses.replace(self.trajectory, goal=goal))
 
 
 def read(data: Mapping[str, Any], question: Question) -> Answer:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 from comfy_api.latest import ComfyAPISync
+from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
 from ..clvr import events
+from ..clvr.answers import STOPPED
 from ..clvr.report import candidate_label
 from ..clvr.trajectory import Trajectory, Verdict
+from . import board
 from .pixels import enlarged
 
 if TYPE_CHECKING:
@@ -24,33 +27,58 @@ interrupted = comfy.model_management.throw_exception_if_processing_interrupted
 
 
 class Live:
-    """A listener for one node. Raises ComfyUI's own exception as soon as the user interrupts.
+    """A listener for one node. Raises ComfyUI's own exception as soon as the user interrupts, and answers where
+    the user asked the run to stop. `entry` is what the panel shows of the run.
 
     It also keeps the candidates' pictures by their label in the report, which the engine's state drops."""
 
-    def __init__(self, node: str, rounds: int = 1) -> None:
+    def __init__(self, node: str, rounds: int = 1, entry: board.Entry | None = None) -> None:
         self.candidates: dict[str, Image] = {}
+        self.entry = entry
         self._node = node
         self._rounds = rounds
         self._first: int | None = None
         self._shown = 0.0
+        if entry:
+            entry.node, entry.prompt = board.display(node), get_progress_state().prompt_id
 
-    def __call__(self, event: events.Event) -> None:
+    def __call__(self, event: events.Event) -> events.Answer | None:
         interrupted()
         if isinstance(event, events.Drawing):
             self._progress(event)
         if isinstance(event, events.Settled):
             for k, image in enumerate(event.images):
                 self.candidates[candidate_label(event.step.index, k)] = image
-        server, told = PromptServer.instance, describe(event)
-        server.send_sync("clvr.event", {"node": self._node, **told}, server.client_id)
+        told = describe(event)
+        if self.entry:
+            self._watch(self.entry, event)
+        self.tell(told)
         if line := in_short(told):
+            server = PromptServer.instance
             server.send_progress_text(line, self._node, server.client_id)
+        return self._stop()
+
+    def tell(self, told: Mapping[str, Any]) -> None:
+        """Send a message about this run to the client that queued it."""
+        server, entry = PromptServer.instance, self.entry
+        whose = {"node": board.display(self._node), "prompt_id": get_progress_state().prompt_id}
+        server.send_sync("clvr.event", {**whose, "run": entry.id if entry else None, **told}, server.client_id)
 
     def close(self, image: Image | None) -> None:
         """Fill the bar and leave the run's picture on the node in the place of the last preview."""
         picture = enlarged(image) if image else None
         ComfyAPISync().execution.set_progress(1, 1, node_id=self._node, preview_image=picture)
+
+    def _watch(self, entry: board.Entry, event: events.Event) -> None:
+        entry.watch.listen(event)
+        if isinstance(event, events.Settled) and entry.folder:
+            entry.watch.forget(event.step.index)
+
+    def _stop(self) -> events.Answer | None:
+        if self.entry is None or not self.entry.stopping:
+            return None
+        self.entry.stopping = False
+        return events.Answer(stop=STOPPED)
 
     def _progress(self, event: events.Drawing) -> None:
         """The bar counts this node's drawing steps over all the rounds that it may take."""
@@ -89,6 +117,10 @@ def describe(event: events.Event) -> Mapping[str, Any]:
             return {"kind": "rolled back", "step": step.index}
         case events.Warned(message):
             return {"kind": "warned", "message": message}
+        case events.Amended(goal):
+            return {"kind": "amended", "checks": [check.question for check in goal.checks]}
+        case events.Answered(step, moment):
+            return {"kind": "answered", "step": step, "moment": moment}
         case events.Stopped(reason, trajectory):
             best = tally(trajectory, trajectory.best.winner.active if trajectory.best else None)
             return {"kind": "stopped", "reason": reason, "rounds": len(trajectory.steps), **best}

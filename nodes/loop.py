@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
+from .pause import pause_input, seconds_input
 from .sockets import Cast, Controller, Generator, Run, ThinkingBudget, Trajectory, Verifier
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ class CLVRClosedLoop(io.ComfyNode):
                     tooltip="Where in ComfyUI's output folder the run is kept, every round as soon as it is "
                     "complete; a number is added.",
                 ),
+                pause_input(),
+                seconds_input(),
                 *optional_inputs(),
             ],
             outputs=[
@@ -162,6 +165,11 @@ class CLVRClosedLoop(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, pause: str = "never", **inputs: object) -> float:
+        """Where a person is asked, the run is made anew each time."""
+        return 0.0 if pause == "never" else float("nan")
+
+    @classmethod
     def execute(
         cls,
         generator: Cast[ports.Generator],
@@ -172,25 +180,30 @@ class CLVRClosedLoop(io.ComfyNode):
         width: int,
         height: int,
         folder: str,
+        pause: str = "never",
+        pause_seconds: float = 300.0,
         budget: Budget | None = None,
         references: Tensor | None = None,
     ) -> io.NodeOutput:
         from ..clvr import journal, loop
         from ..clvr.trajectory import Goal
-        from . import records
+        from . import board, records
         from .live import Live
+        from .pause import Pauses
         from .pixels import to_pictures
 
         roles = {"controller": controller, "generator": generator, "verifier": verifier}
         cast = loop.Ports(controller.port, generator.port, verifier.port)
         settings = settings_for(budget, width, height, generator.port.default_size)
-        live, given = Live(cls.hidden.unique_id, settings.budget.steps), to_pictures(references)
-        kept = records.new_folder(folder)
+        kept, given = records.new_folder(folder), to_pictures(references)
+        entry = board.opened(board.folder_name(kept), kept)
+        live = Live(cls.hidden.unique_id, settings.budget.steps, entry)
+        ask = Pauses(live, pause, pause_seconds)
         with journal.Journal.create(kept) as book:
 
             def listen(event: Event) -> Answer | None:
-                book.listen(event)
-                return live(event)
+                repeated, asked_to_stop = book.listen(event), live(event)
+                return repeated or asked_to_stop or ask(event)
 
             state = loop.start(Goal(prompt), given, cast.controller, settings, seed, live)
             run = Run(state).after(state, **roles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -36,12 +37,15 @@ class Cast(Generic[Port]):
 @dataclass(frozen=True)
 class Run:
     """A run under way or finished: the engine's state, the pictures of every candidate by their label in a
-    report, the names of the models by role, and the options to find them again."""
+    report, the names of the models by role, and the options to find them again. `id` is its name in the panel;
+    `settled` is the pause that was answered last."""
 
     state: State
     candidates: Mapping[str, Image] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    id: str = ""
+    settled: tuple[int, bool] | None = None
 
     def after(self, state: State, candidates: Mapping[str, Image] | None = None, **roles: Cast) -> Run:
         """The run one phase later, `roles` having played in it."""
@@ -52,7 +56,15 @@ class Run:
             {**self.candidates, **(candidates or {})},
             {**self.models, **names},
             {**self.options, **options},
+            self.id,
+            self.settled,
         )
+
+    def asked(self, state: State) -> Run:
+        """The run after a pause, which is not asked about again as long as nothing happened."""
+        from .pause import moment
+
+        return dataclasses.replace(self, state=state, settled=moment(state))
 
     @property
     def images(self) -> dict[str, Image]:

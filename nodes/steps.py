@@ -55,14 +55,15 @@ class CLVRStart(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..clvr import loop
         from ..clvr.trajectory import Goal
+        from . import board
         from .live import Live
         from .pixels import to_pictures
 
-        live = Live(cls.hidden.unique_id)
-        settings = settings_for(budget, width, height)
+        name, settings = board.new_name(cls.hidden.unique_id), settings_for(budget, width, height)
+        live = Live(cls.hidden.unique_id, entry=board.opened(name))
         state = loop.start(Goal(prompt), to_pictures(references), controller.port, settings, seed, live)
         checklist = "\n".join(check.question for check in state.trajectory.goal.checks)
-        return io.NodeOutput(Run(state).after(state, controller=controller), checklist)
+        return io.NodeOutput(Run(state, id=name).after(state, controller=controller), checklist)
 
 
 class CLVRPlan(io.ComfyNode):
@@ -81,9 +82,11 @@ class CLVRPlan(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, controller: Cast[ports.Controller]) -> io.NodeOutput:
         from ..clvr import loop
+        from . import board
         from .live import Live
 
-        state = loop.plan(run.state, controller.port, Live(cls.hidden.unique_id))
+        live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
+        state = loop.plan(run.state, controller.port, live)
         return io.NodeOutput(run.after(state, controller=controller), _decision(state))
 
 
@@ -103,10 +106,11 @@ class CLVRGenerate(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, generator: Cast[ports.Generator]) -> io.NodeOutput:
         from ..clvr import loop
+        from . import board
         from .live import Live
         from .pixels import to_tensor
 
-        live = Live(cls.hidden.unique_id)
+        live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
         state = loop.draw(run.state, generator.port, live)
         drawn = state.pending.images if state.pending else ()
         images = drawn or [state.best or blank(generator.port.default_size)]
@@ -135,10 +139,11 @@ class CLVRVerify(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, verifier: Cast[ports.Verifier]) -> io.NodeOutput:
         from ..clvr import loop
+        from . import board
         from .live import Live
         from .pixels import to_tensor
 
-        live = Live(cls.hidden.unique_id)
+        live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
         state = loop.verify(run.state, verifier.port, live)
         canvas, step = state.trajectory.canvas, (state.trajectory.steps or (None,))[-1]
         image = state.album[canvas.label] if canvas else blank((64, 64))
@@ -167,10 +172,12 @@ class CLVRFinish(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run) -> io.NodeOutput:
         from ..clvr import loop
+        from . import board
         from .live import Live
         from .records import pictures_of
 
-        done = run.after(loop.finish(run.state, listen=Live(cls.hidden.unique_id)))
+        live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
+        done = run.after(loop.finish(run.state, listen=live))
         return io.NodeOutput(*pictures_of(done), done, ui=shown([done.state.best], cls))
 
 

@@ -33,9 +33,11 @@ class CLVRSaveTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, trajectory: Run, folder: str) -> io.NodeOutput:
         from ..clvr import journal
+        from . import board
         from .records import header, metadata, new_folder, present
 
         kept = new_folder(folder)
+        board.kept(trajectory.id, kept)
         journal.save(kept, header(trajectory), trajectory.state.trajectory, trajectory.images)
         report = present(trajectory, kept, metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo))
         return io.NodeOutput(str(report), ui=ui.PreviewText(f"Kept in {kept}"))

@@ -90,3 +90,136 @@ def test_a_merge_template_opens_without_a_missing_node(page, name):
     page.wait_for_function(f"() => app.graph.nodes.length === {len(workflow['nodes'])}")
     assert page.evaluate(UNKNOWN) == []
     page.screenshot(path=ARTIFACTS / f"{name}-opened.png")
+
+
+PANEL = ".clvr"
+QUEUE = "() => app.queuePrompt(0, 1)"
+SET = """([folder, pause, seed]) => {
+    const widgets = kind => app.graph.nodes.find(n => n.type === kind).widgets;
+    const set = (kind, values) => widgets(kind).forEach(w => { w.value = values[w.name] ?? w.value; });
+    set('CLVRClosedLoop', {folder, pause, seed, pause_seconds: 300});
+    set('CLVRThinkingBudget', {rounds: 4, candidates: 2});
+    set('CLVRGeneratorBuiltin', {drawing_steps: 4});
+}"""
+SHOW = """([width, palette]) => {
+    document.querySelector('#clvr-shot')?.remove();
+    app.extensionManager.setting.set('Comfy.ColorPalette', palette);
+    const frame = document.createElement('div');
+    frame.id = 'clvr-shot';
+    frame.style = `position:fixed;inset:0 auto auto 0;z-index:99999;width:${width}px;background:var(--comfy-menu-bg)`;
+    const copy = document.querySelector('.clvr').cloneNode(true);
+    copy.style.height = 'auto';
+    frame.append(copy);
+    document.body.append(frame);
+}"""
+
+
+@pytest.fixture
+def panel(page):
+    """The closed-loop template, opened, with the CLVR tab beside it."""
+    page.evaluate(LOAD, [drawn("clvr_closed_loop"), "clvr_closed_loop"])
+    if not page.locator(PANEL).is_visible():
+        page.locator(".clvr-tab-button").click()
+    page.locator(PANEL).wait_for()
+    return page.locator(PANEL)
+
+
+def started(page, panel, folder, pause, seed=4):
+    """A run that was queued, as soon as the panel shows it."""
+    page.evaluate(SET, [folder, pause, seed])
+    page.evaluate(QUEUE)
+    panel.locator(".state.running, .state.waiting").first.wait_for()
+
+
+def shoot(page, name):
+    """The panel, narrow and wide, on a light and a dark page."""
+    page.set_viewport_size({"width": 2200, "height": 3000})
+    for palette in ("light", "dark"):
+        for width in (320, 600):
+            page.evaluate(SHOW, [width, palette])
+            page.wait_for_timeout(400)
+            page.locator("#clvr-shot").screenshot(path=ARTIFACTS / f"panel-{name}-{width}-{palette}.png")
+    page.evaluate("() => document.querySelector('#clvr-shot').remove()")
+    page.set_viewport_size({"width": 2200, "height": 1200})
+
+
+def wide_enough(panel):
+    return panel.evaluate("e => e.scrollWidth <= e.clientWidth")
+
+
+def test_the_panel_shows_a_run_as_it_happens_and_its_report(page, panel):
+    started(page, panel, "browser/shown", "never")
+    panel.locator(".state.done").wait_for()
+    assert panel.locator(".round").count() >= 1
+    assert panel.locator(".round .mark.pass").count() >= 1
+    assert wide_enough(panel)
+    face = panel.locator(".check details > summary").first
+    face.focus()
+    page.keyboard.press("Enter")
+    assert panel.locator(".check details[open] .evidence").first.is_visible()
+    href = panel.get_by_role("link", name="Open the report").get_attribute("href")
+    assert b"CLVR" in page.request.get(page.url.rstrip("/") + href).body()
+    page.wait_for_timeout(500)
+    page.screenshot(path=ARTIFACTS / "panel-page.png")
+    shoot(page, "done")
+
+
+def test_a_person_steps_in_reloads_the_page_and_finds_the_same_run(page, panel):
+    started(page, panel, "browser/person", "both")
+    panel.get_by_role("heading", name="Waiting for you: the plan").wait_for()
+    panel.get_by_label("Add a check").fill("Is there a <b>yellow</b> star?")
+    panel.get_by_label("Add a check").press("Enter")
+    panel.get_by_text("Added: Is there a <b>yellow</b> star?").wait_for()
+    shoot(page, "plan")
+    page.reload()
+    page.wait_for_function(READY)
+    if not page.locator(PANEL).is_visible():
+        page.locator(".clvr-tab-button").click()
+    panel.get_by_label("Instruction").fill("Draw a green circle.")
+    panel.get_by_role("button", name="Use my instruction").click()
+    panel.get_by_role("heading", name="Waiting for you: the picture").wait_for()
+    assert panel.get_by_text("Draw a green circle.").first.is_visible()
+    assert panel.locator("b", has_text="yellow").count() == 0
+    shoot(page, "picture")
+    chosen = panel.locator(".pause .picks input:checked")
+    chosen.focus()
+    page.keyboard.press("ArrowRight")
+    panel.get_by_role("button", name="Use candidate").click()
+    for _ in range(2):
+        panel.get_by_role("heading", name="Waiting for you: the plan").wait_for()
+        panel.get_by_role("button", name="Approve").click()
+        panel.get_by_role("heading", name="Waiting for you: the picture").wait_for()
+        if panel.get_by_role("button", name="Go back").count() and panel.locator(".steps .round").count() >= 2:
+            break
+        panel.get_by_role("button", name="Approve").click()
+    panel.get_by_label("Go back to").select_option("0")
+    panel.get_by_role("button", name="Go back").click()
+    panel.get_by_role("heading", name="Waiting for you: the plan").wait_for()
+    assert panel.locator(".steps .round.dropped").count() == 2
+    shoot(page, "back")
+    panel.locator(".pause").get_by_role("button", name="Stop and keep").click()
+    panel.locator(".state.done").wait_for()
+    assert panel.get_by_text("Stopped: stopped by hand").is_visible()
+
+
+def test_past_runs_are_listed_and_opened_with_the_keyboard(page, panel):
+    panel.get_by_role("button", name="All runs").click()
+    entries = panel.locator(".entry")
+    entries.first.wait_for()
+    assert entries.count() >= 2
+    shoot(page, "list")
+    entries.first.focus()
+    page.keyboard.press("ArrowDown")
+    assert entries.nth(1).evaluate("e => e === document.activeElement")
+    page.keyboard.press("Enter")
+    panel.locator(".round").first.wait_for()
+    assert panel.locator(".state").is_visible()
+
+
+def test_the_panel_asks_no_other_host(page, panel):
+    others: list[str] = []
+    host = page.url.split("/")[2]
+    page.on("request", lambda r: others.append(r.url) if r.url.startswith("http") and host not in r.url else None)
+    started(page, panel, "browser/hosts", "never", seed=9)
+    panel.locator(".state.done").wait_for()
+    assert others == []
