@@ -7,10 +7,23 @@ from comfy_api.latest import ComfyExtension, io
 
 class ClvrExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import conditioning, loop, merging, models, native, steps, trajectories
+        from . import (
+            conditioning,
+            loop,
+            merging,
+            models,
+            native,
+            panel,
+            pause,
+            steps,
+            trajectories,
+            vlm_clip,
+            vlm_transformers,
+        )
 
-        drawing = [*models.NODES, *native.NODES, *conditioning.NODES]
-        return [*drawing, *loop.NODES, *steps.NODES, *merging.NODES, *trajectories.NODES]
+        drawing = [*models.NODES, *vlm_clip.NODES, *vlm_transformers.NODES, *native.NODES, *conditioning.NODES]
+        panel.register()
+        return [*drawing, *loop.NODES, *steps.NODES, *pause.NODES, *merging.NODES, *trajectories.NODES]
 
 
 def extension() -> ComfyExtension:

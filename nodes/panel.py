@@ -28,7 +28,7 @@ LISTED, VISITED, DEPTH = 100, 4000, 4
 """Runs in the list, folders looked into for them, and how deep."""
 LARGEST_BODY = 64 * 1024
 LARGEST_JOURNAL = 64 * 1024 * 1024
-SANDBOX = "sandbox allow-same-origin; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SANDBOX = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 THUMBS = (128, 256, 512, 1024)
 
 _last_request = float("-inf")
@@ -183,7 +183,10 @@ def _folder(name: str) -> Path:
 
 def _record(name: str) -> Record:
     folder = _folder(name)
-    stat = (folder / "journal.jsonl").stat()
+    try:
+        stat = (folder / "journal.jsonl").stat()
+    except OSError:
+        raise Refused(404, "This run has not begun yet.") from None
     if stat.st_size > LARGEST_JOURNAL:
         raise FormatError(f"The journal in {folder} is larger than {LARGEST_JOURNAL} bytes.")
     return _read(folder, stat.st_mtime_ns)
