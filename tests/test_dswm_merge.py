@@ -23,6 +23,7 @@ from clvr.dswm.recipe import Recipe, Source, Strength
 from clvr.dswm.sums import Sums
 from clvr.errors import ClvrError, OutputError, SettingError, WeightsError
 from clvr.flux2 import folder as klein
+from clvr.flux2 import headers
 from clvr.flux2.keymap import to_bfl, to_diffusers
 
 from . import tiny_klein
@@ -269,7 +270,8 @@ def test_a_small_increment_is_lost_in_bf16_and_kept_in_fp32(models, tmp_path):
 
 def test_the_header_records_what_was_merged(files, tmp_path):
     strengths = [Strength(), Strength(0.5, {"double": 0.25}), Strength()]
-    outcome = merge(recipe(files, tmp_path / "out.safetensors", ("bfl", "folder", "shards", "comfyui"), strengths))
+    forms = ("bfl", "folder", "shards", "comfyui")
+    outcome = merge(recipe(files, tmp_path / "out.safetensors", forms, strengths, sha256=True))
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         metadata = file.metadata()
     record = json.loads(metadata["clvr_merge"])
@@ -277,9 +279,19 @@ def test_the_header_records_what_was_merged(files, tmp_path):
     assert [i["name"] for i in record["inputs"]] == ["base", "distilled", "align 1", "align 2"]
     assert record["inputs"][2]["lambda"] == "0.5,double=0.25"
     digest = subprocess.run(["sha256sum", files["base"]["bfl"]], capture_output=True, text=True, check=True).stdout
-    assert record["inputs"][0]["sha256"] == outcome.inputs[0].sha256 == digest.split()[0]
+    assert record["inputs"][0]["sha256"] == outcome.inputs[0].digest == digest.split()[0]
     assert len(outcome.inputs[2].files) > 1
     assert str(tmp_path) not in metadata["clvr_merge"]
+
+
+def test_a_fingerprint_tells_models_apart_and_copies_not(models, files, tmp_path):
+    names = [write_bfl(tmp_path / f"{i}.safetensors", models[name]) for i, name in enumerate(("sft", "sft", "rl"))]
+    sources = files["base"]["bfl"], Source(files["distilled"]["bfl"])
+    found = [merge(Recipe(tmp_path / f"out{i}", *sources, (Source(path),))) for i, path in enumerate(names)]
+    digests = [outcome.inputs[2].digest for outcome in found]
+    assert digests[0] == digests[1] != digests[2]
+    record = json.loads(headers.read(tmp_path / "out0").metadata["clvr_merge"])
+    assert record["inputs"][2]["fingerprint"] == digests[0]
 
 
 @pytest.mark.parametrize("diagnose", [True, False])

@@ -93,6 +93,7 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("bf16", "fp16", "fp32"), help="bf16 when not given; the report says what rounding took")
     add("--rank", type=_above_zero, metavar="N", help="of the LoRA; 64 when not given")
     add("--relative-to", choices=("base", "distilled"), help="the model that the LoRA is for; base when not given")
+    add("--sha256", action="store_true", help="record the inputs' SHA-256, as hubs print it; takes about as long again")
     add("--overwrite", action="store_true", help="replace what is at --out, --report and --plot")
     add("--allow-fp8", action="store_true", help="read fp8 as base, or without scales")
     add("--allow-nonfinite", action="store_true", help="merge weights with NaN or Inf too")

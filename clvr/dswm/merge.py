@@ -72,11 +72,11 @@ def merge(recipe: Recipe, listen: Callable[[Progress], None] = lambda _: None) -
         with contextlib.closing(writer), Hashes(plan) as hashes:
             work = Stream(plan, writer)
             tell = _teller(listen, file, writer.size, began)
-            if recipe.form == "lora":
-                energy = extract.fill(plan, writer, tell)
-            else:
-                work.run(tell)
-            writer.flush()
+            with writer.flushing():
+                if recipe.form == "lora":
+                    energy = extract.fill(plan, writer, tell)
+                else:
+                    work.run(tell)
             digests = hashes.wait(lambda: tell(len(file), writer.size))
             for source in plan.sources.values():
                 for read in source.files:

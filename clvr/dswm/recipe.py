@@ -98,6 +98,7 @@ class Recipe:
     rank: of the LoRA that `form="lora"` writes, `relative_to` the base or the distilled model.
     allow_fp8: dequantise a base, and read fp8 without scales as it is. allow_nonfinite: write NaN and Inf too.
     diagnose: gather the report while merging. conflicts: count sign conflicts too (half as slow again).
+    sha256: record the inputs' SHA-256 rather than a fingerprint of them.
     warn_shift: relative shift (eq. 7) above which the report warns.
     sample: one weight in this many is looked at for what survives the rounding."""
 
@@ -115,7 +116,8 @@ class Recipe:
     diagnose: bool = True
     conflicts: bool = False
     warn_shift: float = 0.03
-    sample: int = 64
+    sample: int = 256
+    sha256: bool = False
     threads: int | None = None
 
 

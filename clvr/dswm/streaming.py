@@ -22,8 +22,9 @@ from .recipe import block_of
 from .sums import Sums
 from .writing import TensorFile
 
-RUN, TASK = 1 << 18, 1 << 21
-"""Weights that go through the buffers at once, so that they stay in a core's cache; weights of one task."""
+RUN, TASK = 1 << 19, 1 << 21
+"""Weights that go through the buffers at once: fewer, and the threads wait for the interpreter; more, and the
+buffers leave the cache. Weights of one task."""
 SAMPLED_WHOLE, WINDOW = 1 << 16, 1 << 14
 """Runs up to this long are measured whole for the rounding; of longer ones, so many weights of every few runs:
 the calls cost more than the weights."""
@@ -134,7 +135,7 @@ class _Buffers:
         self._plan = plan
         self._out = out
         self._raw = torch.empty(RUN * 8, dtype=torch.uint8)
-        self._start, self._total, self._base, self._scratch = torch.empty(4, RUN)
+        self._start, self._base, self._scratch = torch.empty(3, RUN)
         self._deltas = torch.empty(len(plan.increments), RUN)
         self._rounded = torch.empty(RUN, dtype=NUMBERS[recipe.dtype])
         self._diagnosed = plan.base is not None and plan.base is not plan.anchor and recipe.diagnose
@@ -147,11 +148,14 @@ class _Buffers:
         if self._diagnosed and self._plan.base:
             base = self._read(self._plan.base.runs[part.piece], part, self._base[:count])
         deltas = self._increments(part, start, base, updates)
-        total = self._total[:count].copy_(start)
+        finite = not self._plan.recipe.diagnose or measure(sums, base, deltas)
         added = {k: d for k, d in deltas.items() if self._plan.increments[k].name not in self._plan.implied}
-        superpose(total, added, self._plan.strengths(part.piece), self._scratch[:count])
+        total = superpose(start, added, self._plan.strengths(part.piece), self._scratch[:count])
         rounded = self._rounded[:count].copy_(total)
-        self._check(part, base, deltas, total, rounded, sums)
+        if finite and self._is_finite(total, rounded):
+            self._measure(part, deltas, total, rounded, sums)
+        else:
+            self._count_nonfinite(part, deltas, rounded, sums)
         self._out.write(part.offset, bytes_of(rounded))
 
     def _read(self, run: Run, part: Task, into: Tensor) -> Tensor:
@@ -174,33 +178,34 @@ class _Buffers:
                 found[k] = updates[k]
         return found
 
-    def _check(
-        self, part: Task, base: Tensor, deltas: Mapping[int, Tensor], total: Tensor, rounded: Tensor, sums: Sums
-    ) -> None:
+    def _is_finite(self, total: Tensor, rounded: Tensor) -> bool:
+        """Where the inputs were measured, only fp16 can still overflow."""
         recipe = self._plan.recipe
-        finite = measure(sums, base, deltas) if recipe.diagnose else torch.dot(total, total).isfinite().item()
-        if not finite or (recipe.dtype == "fp16" and not rounded.isfinite().all()):
-            self._count_nonfinite(part, base, deltas, rounded, sums)
-        if not recipe.diagnose or not finite:
-            return
-        strengths = self._plan.strengths(part.piece, implied=True)
+        if not recipe.diagnose and not torch.dot(total, total).isfinite():
+            return False
+        return recipe.dtype != "fp16" or bool(rounded.isfinite().all())
+
+    def _measure(self, part: Task, deltas: Mapping[int, Tensor], total: Tensor, rounded: Tensor, sums: Sums) -> None:
+        recipe = self._plan.recipe
         if recipe.conflicts:
             measure_conflicts(sums, deltas)
-        taken = _sampled(part, recipe.sample)
+        taken = _sampled(part, recipe.sample) if recipe.diagnose else 0
         if taken:
+            strengths = self._plan.strengths(part.piece, implied=True)
             some = {k: delta[:taken] for k, delta in deltas.items() if strengths[k]}
             measure_rounding(sums, total[:taken], rounded[:taken], some, strengths)
 
-    def _count_nonfinite(
-        self, part: Task, base: Tensor, deltas: Mapping[int, Tensor], rounded: Tensor, sums: Sums
-    ) -> None:
+    def _count_nonfinite(self, part: Task, deltas: Mapping[int, Tensor], rounded: Tensor, sums: Sums) -> None:
+        plan = self._plan
+        start = self._read(plan.anchor.runs[part.piece], part, self._start[: part.stop - part.start])
+        base = self._base[: part.stop - part.start] if self._diagnosed else start
         counted = {0: base, **{k + 1: delta for k, delta in deltas.items()}, len(sums.nonfinite) - 1: rounded}
-        names = [self._plan.reference, *(k.name for k in self._plan.increments), "output"]
+        names = [plan.reference, *(k.name for k in plan.increments), "output"]
         for i, values in counted.items():
             bad = int((~values.isfinite()).count_nonzero())
             sums.nonfinite[i] += bad
-            if bad and not self._plan.recipe.allow_nonfinite:
-                raise _nonfinite(names[i], key_of(part.piece, "bfl"), bad, self._plan)
+            if bad and not plan.recipe.allow_nonfinite:
+                raise _nonfinite(names[i], key_of(part.piece, "bfl"), bad, plan)
 
 
 def _nonfinite(name: str, key: str, bad: int, plan: Plan) -> WeightsError:

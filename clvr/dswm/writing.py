@@ -12,6 +12,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,8 @@ from ..files import lock, sync_folder
 from ..flux2.headers import BITS
 
 LOCK, OLD = "lock", "old"
+_FLUSH = 0.1
+"""Seconds between two flushes."""
 _SPARE = 16 << 20
 """Bytes kept free for the file system's own needs."""
 
@@ -129,9 +132,23 @@ class TensorFile:
         while data:
             data = data[file.write(data) :]
 
-    def flush(self) -> None:
-        """Flush to disk what was written so far."""
-        os.fsync(self._handle().fileno())
+    @contextlib.contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Flush to disk, all the while, what the block writes: the disk works beside it."""
+        done = threading.Event()
+
+        def flush() -> None:
+            with open(self.path, "rb") as file:
+                while not done.wait(_FLUSH):
+                    os.fsync(file.fileno())
+
+        with ThreadPoolExecutor(1, "flush") as pool:
+            flushed = pool.submit(flush)
+            try:
+                yield
+            finally:
+                done.set()
+            flushed.result()
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the final header, close, and flush to disk."""

@@ -179,6 +179,7 @@ _FIELDS: Mapping[str, tuple[str, Callable[[str, object, Path], Any]]] = {
     "plot": ("plot", _path),
     "sign_conflict": ("conflicts", _flag),
     "warn_shift": ("warn_shift", _limit),
+    "sha256": ("sha256", _flag),
     "overwrite": ("overwrite", _flag),
     "allow_fp8": ("allow_fp8", _flag),
     "allow_nonfinite": ("allow_nonfinite", _flag),
