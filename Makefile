@@ -25,6 +25,7 @@ lint: setup
 bench: setup
 	$(RUN) benchmarks.loop
 	$(RUN) benchmarks.builtin
+	$(RUN) benchmarks.real_size
 
 # glibc otherwise hands large blocks back to the system after every operation, and half of the time goes there
 train-builtin: setup
