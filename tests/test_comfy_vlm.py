@@ -1,0 +1,62 @@
+"""The VLM nodes in a real ComfyUI: there on every version, running where the host can, and clear where it cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.comfy import ROOT, ComfyError, Server
+
+from .comfy_fixtures import hurried, nodes_of
+from .tiny_vlm import make
+
+pytestmark = pytest.mark.comfy
+VLMS = ("CLVRVLMTransformers", "CLVRVLMFromCLIP")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny-vlm"))
+
+
+def planned_by(**inputs):
+    """The shipped closed loop with transformers in the place of the built-in controller."""
+    workflow = hurried("clvr_closed_loop", rounds=1)
+    (node,) = nodes_of(workflow, "CLVRControllerBuiltin")
+    node["class_type"] = "CLVRVLMTransformers"
+    node["inputs"] = {
+        "dtype": "float32", "device": "cpu", "offload": "always", "keep_prefix": True, "max_tokens": 64,
+        "image_side": 64, **inputs,
+    }  # fmt: skip
+    return workflow
+
+
+@pytest.mark.parametrize("name", VLMS)
+def test_the_nodes_are_there_with_sockets_that_fit_and_a_help_page(client, name):
+    node = client.get(f"object_info/{name}")[name]
+    assert node["output"] == ["CLVR_CONTROLLER", "CLVR_VERIFIER"]
+    assert all(spec[1].get("tooltip") for spec in node["input"]["required"].values())
+    assert (ROOT / "web" / "docs" / f"{name}.md").is_file()
+
+
+def test_an_old_comfyui_says_that_the_clip_node_cannot_run_there(client, server: Server):
+    known = (server.comfy / "comfy" / "text_encoders" / "qwen3vl.py").is_file()
+    told = client.get("object_info/CLVRVLMFromCLIP")["CLVRVLMFromCLIP"]["description"]
+    assert ("NOT USABLE HERE" in told) != known
+
+
+def test_a_folder_is_loaded_and_asked_in_the_server(client, folder):
+    with pytest.raises(ComfyError, match="gave no usable checklist, twice"):  # its weights are random
+        client.run(planned_by(model=str(folder)))
+
+
+def test_a_name_in_a_model_folder_is_found(client, server: Server, folder):
+    place = server.base / "models" / "LLM" / "Tiny-VL"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(folder, target_is_directory=True)
+    with pytest.raises(ComfyError, match="gave no usable checklist, twice"):
+        client.run(planned_by(model="someone/Tiny-VL"))
+
+
+def test_a_folder_that_is_not_there_is_named_with_a_remedy(client):
+    with pytest.raises(ComfyError, match=r"There is no folder /nowhere/at/all.*name a hub id"):
+        client.run(planned_by(model="/nowhere/at/all"))
