@@ -127,6 +127,7 @@ class CLVRTakeDrawing(io.ComfyNode):
     def execute(cls, run: Run, evaluations: int, images: Tensor | None = None) -> io.NodeOutput:
         from ..clvr import loop
         from ..clvr.ports import Drawing
+        from . import board
         from .live import Live
         from .loop import shown
         from .pixels import to_pictures, to_tensor
@@ -136,7 +137,7 @@ class CLVRTakeDrawing(io.ComfyNode):
             return io.NodeOutput(run, to_tensor(drawn or [run.state.best or blank(SIZE)]))
         pictures, began = to_pictures(images), _asked.pop(cls.hidden.unique_id, None)
         seconds = {"draw": time.perf_counter() - began} if began else {}
-        live = Live(cls.hidden.unique_id)
+        live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
         state = loop.receive(run.state, Drawing(tuple(pictures), evaluations * len(pictures), seconds), live)
         live.close(pictures[0])
         after = _drawn_elsewhere(run.after(state))

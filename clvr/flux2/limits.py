@@ -58,11 +58,5 @@ def scaled(image: Image.Image) -> Image.Image:
         scale = math.sqrt(REFERENCE_PIXELS / (image.width * image.height))
         image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.LANCZOS)
     width, height = (side // TOKEN * TOKEN for side in image.size)
-    if (width, height) == image.size:
-        return image
-    wider = width / height > image.width / image.height
-    inner = (width, image.height * width // image.width) if wider else (image.width * height // image.height, height)
-    fitting = image.resize(inner, Image.Resampling.LANCZOS)
-    cropped = Image.new("RGB", (width, height))
-    cropped.paste(fitting, (width // 2 - inner[0] // 2, height // 2 - inner[1] // 2))
-    return cropped
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
