@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clvr.dswm.checkpoints import open_checkpoint, same_model
-from clvr.dswm.plan import read_rows
+from clvr.dswm.plan import open_plan, read_rows
+from clvr.dswm.recipe import Recipe, Source
 from clvr.errors import MissingFileError, WeightsError
 from clvr.flux2.keymap import pieces, to_bfl
 
@@ -195,6 +196,13 @@ def test_files_of_other_kinds_are_refused_by_name(tmp_path):
             open_checkpoint(tmp_path / name)
     with pytest.raises(MissingFileError, match=r"no .*nowhere"):
         open_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_gguf_is_recognised_under_any_name(twin, tmp_path):
+    base = save(tmp_path / "base.safetensors", twin)
+    (tmp_path / "model.safetensors").write_bytes(b"GGUF" + bytes(20))
+    with pytest.raises(WeightsError, match="format GGUF"):
+        open_plan(Recipe(tmp_path / "out", base, Source(tmp_path / "model.safetensors")))
 
 
 def test_a_quantised_folder_is_refused_by_its_method(model, tmp_path):

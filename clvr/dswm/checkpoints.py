@@ -150,21 +150,28 @@ def _part(path: Path) -> tuple[Path, Path | None]:
     return path, None
 
 
-def _files(part: Path) -> list[Path]:
-    if part.is_dir():
-        files = weight_files(part, WEIGHTS["transformer"])
-        pickles = sorted(p.name for p in part.iterdir() if p.suffix.lower() in PICKLES)
-        if not all(file.exists() for file in files) and pickles:
-            raise WeightsError(f"{part} has only {pickles[0]}, a pickle.", "Pickles are never loaded: use safetensors.")
-        return files
-    if not part.exists():
-        raise MissingFileError(f"There is no {part}.", "Check the path.")
-    if part.suffix.lower() in PICKLES:
-        raise WeightsError(f"{part} is a pickle, which can run any program.", "Use the model's safetensors file.")
-    with open(part, "rb") as file:
+def refuse_kind(path: Path) -> None:
+    """Raises MissingFileError for nothing, WeightsError for a pickle or a GGUF, whatever its name."""
+    if not path.exists():
+        raise MissingFileError(f"There is no {path}.", "Check the path.")
+    if path.is_dir():
+        return
+    if path.suffix.lower() in PICKLES:
+        raise WeightsError(f"{path} is a pickle, which can run any program.", "Use the model's safetensors file.")
+    with open(path, "rb") as file:
         if file.read(4) == b"GGUF":
-            raise WeightsError(f"{part} is quantised in the format GGUF.", UNQUANTISED)
-    return [part]
+            raise WeightsError(f"{path} is quantised in the format GGUF.", UNQUANTISED)
+
+
+def _files(part: Path) -> list[Path]:
+    refuse_kind(part)
+    if not part.is_dir():
+        return [part]
+    files = weight_files(part, WEIGHTS["transformer"])
+    pickles = sorted(p.name for p in part.iterdir() if p.suffix.lower() in PICKLES)
+    if not all(file.exists() for file in files) and pickles:
+        raise WeightsError(f"{part} has only {pickles[0]}, a pickle.", "Pickles are never loaded: use safetensors.")
+    return files
 
 
 def _refuse_quantised_config(part: Path, config: Mapping[str, Any] | None) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import MissingFileError, OutputError, SettingError
+from ..errors import OutputError, SettingError
 from .adapters import Adapter, is_adapter, open_adapter
 from .arithmetic import superpose
-from .checkpoints import Checkpoint, Run, depth_of, open_checkpoint, same_model
+from .checkpoints import Checkpoint, Run, depth_of, open_checkpoint, refuse_kind, same_model
 from .reading import DTYPES, WeightFile, bytes_of
 from .recipe import Recipe, Source, Strength, block_of
 
@@ -183,8 +183,7 @@ def read_rows(run: Run, start: int = 0, stop: int | None = None) -> Tensor:
 
 
 def _open(name: str, path: Path, shapes: Mapping[str, tuple[int, ...]] | None, allow_fp8: bool) -> Checkpoint | Adapter:
-    if not path.exists():
-        raise MissingFileError(f"There is no {path} ({name}).", "Check the path.")
+    refuse_kind(path)
     if is_adapter(path):
         if shapes is None:
             raise SettingError(f"{path} is a LoRA: the base that it changes is not named.", "Give --base.")

@@ -58,7 +58,7 @@ def staged(out: Path, size: int, overwrite: bool = False) -> Iterator[Path]:
 def check_free(out: Path, size: int, overwrite: bool) -> None:
     """Raises OutputError where `out` may not be written, or its disk has less than `size` bytes free."""
     if out.exists() and not overwrite:
-        raise OutputError(f"{out} is already there.", "Name another output, or say --overwrite.")
+        raise OutputError(f"{out} is already there.", "Name another output, or allow to overwrite it (--overwrite).")
     parent = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if free < size + _SPARE:
