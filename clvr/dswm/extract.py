@@ -32,8 +32,8 @@ OVERSAMPLING, MOST_PASSES = 16, 12
 """Dimensions beyond the rank; passes over a weight after which no better subspace is looked for."""
 GAIN, ALL = 2e-3, 1 - 1e-6
 """A pass that adds less than this to the energy in the subspace is the last; so is one that finds all of it."""
-RUN = 1 << 20
-"""Weights that a thread has in memory at once: 4 MB of fp32, and a few times that to compute them."""
+RUN = 1 << 19
+"""Weights that a thread has in memory at once: 2 MB of fp32, and a few times that to compute them."""
 _DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _PREFIX = "diffusion_model."
 _SEED = 2011
@@ -59,7 +59,7 @@ def fill(plan: Plan, writer: TensorFile, tell: Tell) -> float:
     NaN or Inf."""
     kept = total = 0.0
     out = _Out(plan, writer, tell)
-    with _Threads(plan.recipe.threads or min(4, os.cpu_count() or 1), out.beat) as threads:
+    with _Threads(plan.recipe.threads or min(3, os.cpu_count() or 1), out.beat) as threads:
         for change in _changes(plan):
             *found, retained, energy = _whole(change) if len(change.shape) == 1 else _factors(change, threads)
             kept, total = kept + retained, total + energy
@@ -151,7 +151,7 @@ class _Threads:
         """work(first row, rows) of each run."""
         running: deque[Future[T]] = deque()
         for start, read in change.runs():
-            if len(running) > self._count:
+            if len(running) == self._count:
                 yield self._result(running.popleft())
             running.append(self._pool.submit(lambda start, read: work(start, read()), start, read))
         while running:
