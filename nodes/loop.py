@@ -211,6 +211,7 @@ class CLVRClosedLoop(io.ComfyNode):
             run = run.after(loop.proceed(state, cast, listen), live.candidates)
         report = records.present(run, kept, records.metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo))
         final, sheet = records.pictures_of(run)
+        live.tell({"kind": "reported"})
         live.close(run.state.best)
         return io.NodeOutput(final, sheet, run, str(report), ui=shown([run.state.best], cls))
 

@@ -62,7 +62,7 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
             profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 2200, "height": 1200}
         )
         opened = context.new_page()
-        opened.set_default_timeout(120_000)
+        opened.set_default_timeout(60_000)
         opened.goto(server.url)
         opened.wait_for_function(READY)
         yield opened
@@ -109,6 +109,8 @@ SHOW = """([width, palette]) => {
     frame.style = `position:fixed;inset:0 auto auto 0;z-index:99999;width:${width}px;background:var(--comfy-menu-bg)`;
     const copy = document.querySelector('.clvr').cloneNode(true);
     copy.style.height = 'auto';
+    copy.querySelectorAll('[type=radio]').forEach(e => { e.name += '-copy'; });
+    copy.querySelectorAll('textarea').forEach(e => { e.value = document.querySelector('.clvr textarea').value; });
     frame.append(copy);
     document.body.append(frame);
 }"""

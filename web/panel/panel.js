@@ -146,7 +146,8 @@ export class Panel {
     refresh(parts.budget, run.spent, budget);
     refresh(parts.plot, run.steps.map((s) => [s.score, s.accepted, s.best]), () => (run.steps.length > 1 ? chart(run.steps, run.budget.threshold) : []));
     const { done, of, ...round } = run.round ?? {};
-    refresh(parts.now, [run.id, run.round && round, run.running, run.checks], () => (run.round ? making(run) : []));
+    const planned = run.paused?.moment === "planned"; // the pause tells all that there is of the round
+    refresh(parts.now, [run.id, run.round && round, run.running, run.checks, planned], () => (run.round && !planned ? making(run) : []));
     this.progress({ done, of });
     this.rounds(run);
     refresh(parts.warnings, run.warnings, (listed) => (listed.length ? warnings(listed) : []));

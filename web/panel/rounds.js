@@ -19,11 +19,8 @@ export function roundCard(run, round, live) {
     { class: `round${dropped ? " dropped" : ""}`, "aria-label": `Round ${round.index + 1}` },
     heading(round, dropped, live),
     round.instruction && h("p", { class: "instruction", dir: "auto" }, round.instruction),
-    round.candidates.length ? stage : null,
-    round.candidates.length > 1 ? picks(run, round, show) : null,
-    reasoning(round),
-    checks,
-    notes(round.notes),
+    round.candidates.length ? h("div", { class: "look" }, stage, round.candidates.length > 1 && picks(run, round, show)) : null,
+    h("div", { class: "told" }, reasoning(round), checks, notes(round.notes)),
   );
 }
 
