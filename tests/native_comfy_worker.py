@@ -5,7 +5,6 @@ and pictures beside it. Runs in a process of its own: ComfyUI's top-level names 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import threading
@@ -442,12 +441,10 @@ def closed_loop(lab: Lab) -> Any:
 
 
 def registered() -> Any:
-    """The pack's node list as ComfyUI asks for it, and what the nodes say on a ComfyUI without klein."""
-    entry = sys.modules["pack"].comfy_entrypoint()
-    found = {node.GET_SCHEMA().node_id: node for node in asyncio.run(entry.get_node_list())}
-    native, conditioning = found["CLVRGeneratorNative"], found["CLVRConditioning"]
+    """What the nodes say of themselves, before they run and when they run, with nothing connected."""
+    native = import_module("pack.nodes.native").CLVRGeneratorNative
+    conditioning = import_module("pack.nodes.conditioning").CLVRConditioning
     return {
-        "ids": sorted(found),
         "described": [node.GET_SCHEMA().description for node in (native, conditioning)],
         "validated": [native.validate_inputs(mode) for mode in ("base", "nonsense")],
         "executed": [
