@@ -14,7 +14,6 @@ from comfy_execution.progress import get_progress_state
 from server import PromptServer
 
 from ..clvr.answers import Question, merged, read
-from ..clvr.errors import FormatError
 from ..clvr.events import Answer
 from ..clvr.report.watch import Watch, brief
 
@@ -41,8 +40,6 @@ class Asked:
 
     def give(self, data: Mapping[str, Any]) -> None:
         """Take an answer. A check that is added to a plan leaves the question open. Raises FormatError."""
-        if self.given.is_set():
-            raise FormatError("The run has just been answered.", "Look at it again.")
         answer = merged(self._so_far, read(data, self.question))
         if data["action"] == "check" and self.question.moment == "planned":
             self._so_far = answer
@@ -73,6 +70,12 @@ class Entry:
     began: float = field(default_factory=time.time)
 
     @property
+    def waiting(self) -> Asked | None:
+        """What it waits for an answer to."""
+        asked = self.asked
+        return asked if asked and not asked.given.is_set() else None
+
+    @property
     def running(self) -> bool:
         """Whether the prompt that it belongs to is being executed."""
         if self.watch.trajectory.stop_reason:
@@ -81,12 +84,12 @@ class Entry:
         return any(item[1] == self.prompt for item in executing)
 
     def json(self) -> dict[str, Any]:
-        asked, running = self.asked, self.running
+        asked, running = self.waiting, self.running
         where = {"id": self.id, "node": self.node, "prompt_id": self.prompt, "running": running}
         return {**where, **self.watch.json(), "paused": asked.json() if asked else None}
 
     def brief(self) -> dict[str, Any]:
-        state = {"running": self.running, "paused": self.asked is not None}
+        state = {"running": self.running, "paused": self.waiting is not None}
         return {"id": self.id, "when": self.began, **brief(self.watch.trajectory), **state}
 
 

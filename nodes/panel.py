@@ -122,19 +122,13 @@ async def _answer(request: web.Request) -> web.StreamResponse:
     entry = _entry(name) if isinstance(name, str) else None
     if entry is None:
         raise Refused(404, f"No run {name!r:.200} was started in this session.")
-    asked = entry.asked
-    if asked:
-        asked.give(data)
+    if entry.waiting:
+        entry.waiting.give(data)
     elif data == {"action": "stop"} and entry.running:
         entry.stopping = True
     else:
         raise Refused(409, "The run does not wait for an answer." + (" It can be stopped." if entry.running else ""))
-    return web.json_response({"run": entry.id, "paused": _open(entry)})
-
-
-def _open(entry: Entry) -> bool:
-    """Whether the run still waits after an answer."""
-    return entry.asked is not None and not entry.asked.given.is_set()
+    return web.json_response({"run": entry.id, "paused": entry.waiting is not None})
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

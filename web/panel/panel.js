@@ -12,6 +12,8 @@ const POLL = 2000; // ms; events come sooner, to the tab that queued the run
 export class Panel {
   constructor() {
     this.run = null;
+    this.listing = false;
+    this.turn = 0; // counts what was asked for, so that a late reply to something older is dropped
     this.known = sessionStorage.getItem(LAST);
     this.spoken = h("p", { class: "unseen", role: "status", "aria-live": "polite" });
     this.body = h("div", { class: "body" });
@@ -38,7 +40,9 @@ export class Panel {
 
   // The run that happens now; else the one that was looked at last; else the list.
   async open() {
+    const turn = ++this.turn;
     const listed = await server.runs().catch(() => []);
+    if (turn !== this.turn) return;
     const running = listed.find((run) => run.running);
     const id = running?.id ?? (listed.some((run) => run.id === this.known) ? this.known : listed[0]?.id);
     if (id) await this.show(id);
@@ -46,15 +50,21 @@ export class Panel {
   }
 
   async show(id) {
-    this.known = id;
-    sessionStorage.setItem(LAST, id);
+    this.follow(id);
     await this.reload();
+  }
+
+  follow(id) {
+    this.turn += 1;
+    this.known = id;
+    this.listing = false;
+    sessionStorage.setItem(LAST, id);
   }
 
   // A message of the server about a run.
   heard(event) {
     if (!event.run) return;
-    if (event.kind === "started") this.known = event.run;
+    if (event.kind === "started") this.follow(event.run);
     if (event.run !== this.known || !this.visible) return;
     if (event.kind === "drawing" && this.progress(event)) return;
     this.soon();
@@ -68,7 +78,7 @@ export class Panel {
   }
 
   poll() {
-    if (this.visible && this.listing !== true && this.run?.running && !document.hidden) this.reload();
+    if (this.visible && !this.listing && this.run?.running && !document.hidden) this.reload();
   }
 
   count() {
@@ -81,23 +91,25 @@ export class Panel {
 
   async reload() {
     const id = this.known;
-    if (!id || !this.visible) return;
+    if (!id || !this.visible || this.listing) return;
+    const current = () => id === this.known && !this.listing;
     try {
       const run = await server.run(id);
-      if (id !== this.known) return;
+      if (!current()) return;
       this.run = run;
-      this.listing = false;
       this.draw(run);
     } catch (error) {
-      this.listing = true;
+      if (!current()) return;
       delete this.body.dataset.kind;
       this.body.replaceChildren(this.bar(), h("p", { class: "error", role: "alert" }, error.message));
     }
   }
 
   async list(listed) {
+    const turn = ++this.turn;
     this.listing = true;
     const runs = listed ?? (await server.runs().catch(() => []));
+    if (turn !== this.turn) return;
     const entry = (run) =>
       h(
         "li",
