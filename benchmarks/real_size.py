@@ -120,14 +120,16 @@ class Tried(Generic[T]):
 
 
 def attempt(bench: Bench, work: Callable[[], T], warm: Callable[[], object] | None = None) -> Tried[T]:
-    """The work as often as was asked, after a warm-up that is not counted (once the work itself by default)."""
+    """The work as often as was asked, after a warm-up that is not counted (once the work itself by default).
+    What is measured a single time is not warmed up."""
     cuda = bench.place.device.type == "cuda"
     gc.collect()
     if cuda:
         torch.cuda.empty_cache()
     results, note = [], ""
     try:
-        (warm or work)()
+        if bench.options.repeat > 1:
+            (warm or work)()
         if cuda:
             torch.cuda.reset_peak_memory_stats(bench.place.device)
         results = [work() for _ in range(bench.options.repeat)]
@@ -403,7 +405,7 @@ def machine(place: Place) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("4B", "9B"), default="4B", help="FLUX.2 [klein]")
     parser.add_argument("--vlm", choices=("4B", "8B"), default="8B", help="Qwen3-VL")
@@ -422,7 +424,7 @@ def parse() -> argparse.Namespace:
         "--part", choices=PARTS, action="append", help="again for each that is wanted; all when not given"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if min(options.repeat, options.rounds, options.candidates) < 1 or options.references < 0:
         parser.error("at least one round, one candidate and one repeat")
     return options
@@ -436,8 +438,8 @@ def prepare(options: argparse.Namespace) -> Bench:
     return Bench(options, Place(device, rest, choose_dtype(options.dtype, device)), tiny)
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     bench = prepare(options)
     about: Row = {
         "device": machine(bench.place),

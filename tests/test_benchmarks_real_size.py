@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from benchmarks.merge import ROOT
 from benchmarks.real_models import KLEINS, VLMS, parameters, parts
-from benchmarks.real_size import PARTS, marginal, prefix_bytes
+from benchmarks.real_size import PARTS, main, marginal, prefix_bytes
 
 BILLIONS = {("4B", "4B"): (3.876, 4.022, 0.084, 4.438), ("9B", "8B"): (9.079, 8.191, 0.084, 8.767)}
 
@@ -38,14 +35,12 @@ def test_the_last_round_is_compared_as_the_paper_compares_it():
     assert (found["draw adds"], found["plan adds"], found["met"]) == (0.5, 0.0, "no")
 
 
-def test_the_tiny_run_says_that_it_is_tiny_and_writes_every_part(tmp_path):
+@pytest.mark.slow
+def test_the_tiny_run_says_that_it_is_tiny_and_writes_every_part(tmp_path, capsys):
     out = tmp_path / "figures.json"
     small = {"resolution": 64, "references": 1, "candidates": 2, "rounds": 2, "repeat": 1}
-    flags = [f"--{name}={value}" for name, value in {"device": "cpu", "size": "tiny", **small, "json": out}.items()]
-    command = [sys.executable, "-m", "benchmarks.real_size", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "TINY MODELS" in done.stdout
+    main([f"--{name}={value}" for name, value in {"device": "cpu", "size": "tiny", **small, "json": out}.items()])
+    assert "TINY MODELS" in capsys.readouterr().out
     found = json.loads(out.read_text())
     assert found["about"]["size"] == "tiny"
     rows = found["parts"]
