@@ -27,6 +27,7 @@ NODES = {
     "CLVRLoadTrajectory",
     "CLVRMergeFiles",
     "CLVRMergeModels",
+    "CLVRPause",
     "CLVRPlan",
     "CLVRSaveTrajectory",
     "CLVRShowTrajectory",
