@@ -10,6 +10,7 @@ class ClvrExtension(ComfyExtension):
         from . import (
             conditioning,
             loop,
+            loops,
             merging,
             models,
             native,
@@ -23,7 +24,7 @@ class ClvrExtension(ComfyExtension):
 
         drawing = [*models.NODES, *vlm_clip.NODES, *vlm_transformers.NODES, *native.NODES, *conditioning.NODES]
         panel.register()
-        return [*drawing, *loop.NODES, *steps.NODES, *pause.NODES, *merging.NODES, *trajectories.NODES]
+        return [*drawing, *loop.NODES, *loops.NODES, *steps.NODES, *pause.NODES, *merging.NODES, *trajectories.NODES]
 
 
 def extension() -> ComfyExtension:

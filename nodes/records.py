@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 
 from ..clvr import journal
+from ..clvr.context import to_sharegpt
 from ..clvr.errors import MissingFileError, RunFolderError
+from ..clvr.files import write_atomic
+from ..clvr.images import save_png
 from ..clvr.loop import Settings, State
 from ..clvr.report import RunInfo, contact_sheet, save_final, write_report
 from ..clvr.trajectory import Trajectory
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FINAL, SHEET, REPORT = "final.png", "sheet.png", "report.html"
+CONVERSATION, IMAGES = "sharegpt.json", "images"
 
 
 def new_folder(prefix: str) -> Path:
@@ -83,9 +87,26 @@ def present(run: Run, folder: Path, metadata: Mapping[str, str]) -> Path:
             models=run.models,
         )
     contact_sheet(trajectory, images).save(folder / SHEET)
+    return report(run, folder)
+
+
+def report(run: Run, folder: Path) -> Path:
+    """Write the run as one page; its path."""
+    trajectory = run.state.trajectory
     info = RunInfo(run.state.settings.budget, run.models, trajectory.cost.total_seconds)
-    write_report(trajectory, images, folder / REPORT, settings=info)
+    write_report(trajectory, run.images, folder / REPORT, settings=info)
     return folder / REPORT
+
+
+def export_conversation(run: Run, folder: Path) -> Path:
+    """Write the run as a file of one ShareGPT record, its images beside it; the file's path."""
+    album = run.state.album
+    paths = {label: f"{IMAGES}/{label}.png" for label in album}
+    for label, path in paths.items():
+        save_png(album[label], folder / path)
+    record = to_sharegpt(run.state.trajectory, paths)
+    write_atomic(folder / CONVERSATION, json.dumps([record], indent=1).encode())
+    return folder / CONVERSATION
 
 
 def pictures_of(run: Run) -> tuple[Tensor, Tensor]:

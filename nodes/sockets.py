@@ -21,6 +21,7 @@ Verifier = io.Custom("CLVR_VERIFIER")
 ThinkingBudget = io.Custom("CLVR_BUDGET")
 LoopState = io.Custom("CLVR_STATE")
 Trajectory = io.Custom("CLVR_TRAJECTORY")
+Loop = io.Custom("CLVR_LOOP")
 
 
 Port = TypeVar("Port", bound="ports.Controller | ports.Generator | ports.Verifier")
@@ -38,7 +39,8 @@ class Cast(Generic[Port]):
 class Run:
     """A run under way or finished: the engine's state, the pictures of every candidate by their label in a
     report, the names of the models by role, and the options to find them again. `id` is its name in the panel;
-    `settled` is the pause that was answered last."""
+    `settled` is the pause that was answered last. Between Loop Start and Loop End, `lap` counts the passes from 0
+    and `entered` is the state in which this one began."""
 
     state: State
     candidates: Mapping[str, Image] = field(default_factory=dict)
@@ -46,18 +48,19 @@ class Run:
     options: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
     settled: tuple[int, bool] | None = None
+    lap: int = 0
+    entered: State | None = None
 
     def after(self, state: State, candidates: Mapping[str, Image] | None = None, **roles: Cast) -> Run:
         """The run one phase later, `roles` having played in it."""
         names = {role: cast.port.name for role, cast in roles.items()}
         options = {key: value for cast in roles.values() for key, value in cast.options.items()}
-        return Run(
-            state,
-            {**self.candidates, **(candidates or {})},
-            {**self.models, **names},
-            {**self.options, **options},
-            self.id,
-            self.settled,
+        return dataclasses.replace(
+            self,
+            state=state,
+            candidates={**self.candidates, **(candidates or {})},
+            models={**self.models, **names},
+            options={**self.options, **options},
         )
 
     def asked(self, state: State) -> Run:

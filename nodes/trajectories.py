@@ -7,6 +7,8 @@ from comfy_api.latest import io, ui
 from .sockets import Run, Trajectory
 
 CATEGORY = "CLVR/trajectories"
+SHAREGPT, REPORT = "ShareGPT", "report"
+EXPORTS = {"ShareGPT and report": (SHAREGPT, REPORT), SHAREGPT: (SHAREGPT,), REPORT: (REPORT,)}
 
 
 class CLVRSaveTrajectory(io.ComfyNode):
@@ -116,4 +118,42 @@ class CLVRShowTrajectory(io.ComfyNode):
         return io.NodeOutput(sheet, story(trajectory.state.trajectory), ui=ui.PreviewImage(sheet, cls=cls))
 
 
-NODES = [CLVRSaveTrajectory, CLVRLoadTrajectory, CLVRShowTrajectory]
+class CLVRExportTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLVRExportTrajectory",
+            display_name="CLVR Export Trajectory",
+            category=CATEGORY,
+            description="Writes a run for others: as a training conversation with its images, and as one page to read.",
+            inputs=[
+                Trajectory.Input("trajectory", tooltip="A run."),
+                io.Combo.Input(
+                    "content",
+                    list(EXPORTS),
+                    tooltip="ShareGPT: sharegpt.json and images/, as multimodal fine-tuning tools read them. report: "
+                    "report.html, one file.",
+                ),
+                io.String.Input(
+                    "folder",
+                    default="clvr/export",
+                    tooltip="Where in ComfyUI's output folder; a number is added.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="folder", tooltip="Path of the folder that was written.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trajectory: Run, content: str, folder: str) -> io.NodeOutput:
+        from .records import export_conversation, new_folder, report
+
+        target, wanted = new_folder(folder), EXPORTS[content]
+        if SHAREGPT in wanted:
+            export_conversation(trajectory, target)
+        if REPORT in wanted:
+            report(trajectory, target)
+        return io.NodeOutput(str(target), ui=ui.PreviewText(f"Exported to {target}"))
+
+
+NODES = [CLVRSaveTrajectory, CLVRLoadTrajectory, CLVRShowTrajectory, CLVRExportTrajectory]
