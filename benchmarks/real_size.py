@@ -39,10 +39,10 @@ from benchmarks.real_models import (
 )
 from benchmarks.real_rounds import PROMPT, NoiseGenerator, Round, Script, decision, noise, simulate, texts
 from clvr.context import Context, Turn, narrate
+from clvr.devices import choose_device, choose_dtype
 from clvr.errors import DeviceMemoryError
 from clvr.flux2.encodings import synchronise
 from clvr.flux2.generator import Flux2Generator
-from clvr.flux2.loading import choose_device, choose_dtype
 from clvr.ports import Size
 from clvr.trajectory import generated
 from clvr.vlm.local import LocalClient, LocalSettings, Resident

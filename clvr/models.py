@@ -34,6 +34,7 @@ PACKAGES = {
     "pydantic": (2, 9),
     "httpx": (0, 27),
     "tqdm": (4, 66),
+    "psutil": (5, 9),
 }
 """Oldest versions that work, as in pyproject.toml."""
 START_A_VLM = (

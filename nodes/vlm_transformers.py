@@ -131,7 +131,8 @@ def _managed(model: str, dtype: str, device: str) -> Managed:
 def _loaded(model: str, dtype: str, device: str) -> tuple[QwenVL, torch.device]:
     import torch
 
-    from ..clvr.vlm.local import choose_dtype, load
+    from ..clvr.devices import choose_dtype
+    from ..clvr.vlm.local import load
 
     place = torch.device("cpu") if device == "cpu" else comfy.model_management.get_torch_device()
     return load(model, choose_dtype(dtype, place)), place

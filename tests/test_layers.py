@@ -13,7 +13,16 @@ ROOT = Path(__file__).parent.parent
 PURE = ["trajectory", "errors", "budget", "ports", "events", "files", "context", "policies", "judging",
         "loop", "journal", "byhand", "answers"]  # fmt: skip
 ADAPTERS = ("vlm", "flux2", "shapes")
-TORCH = ("clvr/flux2/", "clvr/dswm", "clvr/probe", "clvr/vlm/", "clvr/shapes/", "training/", "nodes/")
+TORCH = (
+    "clvr/devices.py",
+    "clvr/flux2/",
+    "clvr/dswm",
+    "clvr/probe",
+    "clvr/vlm/",
+    "clvr/shapes/",
+    "training/",
+    "nodes/",
+)
 PILLOW = (
     "clvr/images.py",
     "clvr/report/",
@@ -109,7 +118,7 @@ def test_adapters_know_the_contract_and_not_the_loop_or_each_other(name):
 @pytest.mark.parametrize("path", files("clvr/dswm"), ids=relative)
 def test_merging_knows_the_file_formats_and_no_other_room(path):
     own = {n for n in imports(path) if n.startswith("clvr.") and not n.startswith("clvr.dswm")}
-    assert {n.split(".")[1] for n in own} <= {"__version__", "errors", "files", "flux2"}
+    assert {n.split(".")[1] for n in own} <= {"__version__", "devices", "errors", "files", "flux2"}
 
 
 @pytest.mark.parametrize("path", files("clvr", "training", "nodes"), ids=relative)

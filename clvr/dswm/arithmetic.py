@@ -14,6 +14,8 @@ from torch import Tensor
 from .sums import Sums
 
 NUMBERS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+STORED = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+"""The same as safetensors names them."""
 
 
 def superpose(total: Tensor, deltas: Mapping[int, Tensor], strengths: Sequence[float], scratch: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import SettingError, WeightsError
 from ..flux2.keymap import key_of, pieces
 from .adapters import Adapter
-from .arithmetic import NUMBERS
+from .arithmetic import NUMBERS, STORED
 from .plan import Plan
 from .reading import bytes_of
 from .recipe import block_of
@@ -34,7 +34,6 @@ GAIN, ALL = 2e-3, 1 - 1e-6
 """A pass that adds less than this to the energy in the subspace is the last; so is one that finds all of it."""
 RUN = 1 << 19
 """Weights that a thread has in memory at once: 2 MB of fp32, and a few times that to compute them."""
-_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _PREFIX = "diffusion_model."
 _SEED = 2011
 _TELL = 0.2
@@ -48,7 +47,7 @@ def tensors(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
 
     Weights that no increment touches have none. Raises SettingError for a rank or a reference that cannot be."""
     _check(plan)
-    dtype = _DTYPES[plan.recipe.dtype]
+    dtype = STORED[plan.recipe.dtype]
     return {name: (dtype, shape) for change in _changes(plan) for name, shape in change.tensors()}
 
 

@@ -16,12 +16,13 @@ import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from torch import Tensor
 
+from ..devices import choose_device, choose_dtype
 from ..errors import SettingError, WeightsError
 from ..flux2.encodings import KleinPipeline
 from ..flux2.folder import inspect
 from ..flux2.generator import LONGEST_TEXT, padded_length
 from ..flux2.keymap import pieces
-from ..flux2.loading import check_architecture, choose_device, choose_dtype
+from ..flux2.loading import check_architecture
 from .checkpoints import Checkpoint
 from .plan import Plan, open_plan
 from .reading import DTYPES, WeightFile

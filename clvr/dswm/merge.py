@@ -16,6 +16,7 @@ import torch
 
 from ..flux2.keymap import Layout, key_of, pieces
 from . import extract
+from .arithmetic import STORED
 from .outputs import places_of, refuse_foreign_folder
 from .plan import Plan, open_plan, order, refuse_own_input
 from .provenance import Hashes, Input, inputs_of, record
@@ -23,8 +24,6 @@ from .recipe import Recipe
 from .streaming import Stream, by_place
 from .sums import Sums
 from .writing import TensorFile, check_free, layout, staged
-
-_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _tensors(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
     for piece in by_place(plan.anchor):
         name = key_of(piece, form)
         rows, *rest = plan.shapes[piece]
-        found[name] = _DTYPES[plan.recipe.dtype], (rows * len(pieces(name, form) or ()), *rest)
+        found[name] = STORED[plan.recipe.dtype], (rows * len(pieces(name, form) or ()), *rest)
     return found
 
 

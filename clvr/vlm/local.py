@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
+from ..devices import choose_device, choose_dtype
 from ..errors import DeviceMemoryError, MissingFileError, SettingError, VLMError, WeightsError
 from ..trajectory import Usage
 from . import wire
@@ -27,7 +28,6 @@ from .folder import VLMFolder, find
 from .prefix import Prefix, Prefixes
 from .qwen import Prompt, QwenVL
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 OFFLOADS = ("auto", "none", "model")
 _LOOK = 0.1  # seconds between two looks at an interrupt
 _TOP = 10  # likeliest tokens whose log-probabilities a reply tells
@@ -333,25 +333,6 @@ def _leaves(qwen: QwenVL, device: torch.device, offload: str) -> bool:
         return offload == "model" and device.type != "cpu"
     size = sum(p.numel() * p.element_size() for p in qwen.model.parameters())
     return size > torch.cuda.get_device_properties(device).total_memory / 2
-
-
-def choose_device(name: str) -> torch.device:
-    """auto: cuda, then mps, then cpu. Raises SettingError for a device that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, available in there.items() if available))
-    if not there.get(name.split(":")[0], False):
-        raise SettingError(f"This machine has no device {name!r} that torch can use.", "Set the device to auto or cpu.")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bf16 on an accelerator, fp32 on a CPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise SettingError(f"There is no number format {name!r}.", f"Use auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
 
 
 def _is_memory(error: RuntimeError) -> bool:
