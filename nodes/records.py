@@ -129,11 +129,13 @@ def story(trajectory: Trajectory) -> str:
     return "\n".join([*told, f"Stopped: {trajectory.stop_reason or 'not yet'}"])
 
 
-def metadata(prompt: object, extra: Mapping[str, Any] | None) -> dict[str, str]:
-    """ComfyUI's usual text chunks for a PNG, none where the user turned them off."""
+def metadata(prompt: Mapping[str, Mapping[str, Any]] | None, extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """ComfyUI's usual text chunks for a PNG, none where the user turned them off. The fingerprints that ComfyUI
+    writes into the prompt are left out: NaN is no JSON."""
     from comfy.cli_args import args
 
     if args.disable_metadata:
         return {}
-    chunks = {"prompt": prompt, **(extra or {})}
+    queued = {key: {k: v for k, v in node.items() if k != "is_changed"} for key, node in (prompt or {}).items()}
+    chunks = {"prompt": queued, **(extra or {})}
     return {key: json.dumps(value) for key, value in chunks.items() if value}
