@@ -149,7 +149,7 @@ def wide_enough(panel):
     return panel.evaluate("e => e.scrollWidth <= e.clientWidth")
 
 
-def test_the_panel_shows_a_run_as_it_happens_and_its_report(page, panel):
+def test_the_panel_shows_a_run_as_it_happens_and_its_report(page, panel, server):
     started(page, panel, "browser/shown", "never")
     panel.locator(".state.done").wait_for()
     assert panel.locator(".round").count() >= 1
@@ -160,7 +160,7 @@ def test_the_panel_shows_a_run_as_it_happens_and_its_report(page, panel):
     page.keyboard.press("Enter")
     assert panel.locator(".check details[open] .evidence").first.is_visible()
     href = panel.get_by_role("link", name="Open the report").get_attribute("href")
-    assert b"CLVR" in page.request.get(page.url.rstrip("/") + href).body()
+    assert b"CLVR" in page.request.get(server.url.rstrip("/") + href).body()
     page.wait_for_timeout(500)
     page.screenshot(path=ARTIFACTS / "panel-page.png")
     shoot(page, "done")
