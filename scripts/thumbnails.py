@@ -2,7 +2,7 @@
 
 python -m scripts.thumbnails [TEMPLATE …]
 
-The merge of MODELs needs a ComfyUI that knows klein: name one of 2026 by COMFYUI_PATH."""
+Those that load klein need a ComfyUI that knows it: name one of 2026 by COMFYUI_PATH."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ from scripts.demo import LEAN
 WIDTH = 800
 SHOWN = {"clvr_merge_files": "Plot", "clvr_merge_models": "Drawing"}
 """Title of the node whose picture is kept; the contact sheet of all others."""
-GUIDED = {"Flux2Scheduler": {"steps": 28}, "CFGGuider": {"cfg": 4.0}}
+GUIDED = {
+    "Flux2Scheduler": {"steps": 28},
+    "CFGGuider": {"cfg": 4.0},
+    "CLVRGeneratorNative": {"mode": "base"},
+    "CLVRTakeDrawing": {"evaluations": 56},
+}
 """The built-in model is not distilled, so its twins draw as a base model does."""
+ALONE = {"CLVRClosedLoop": {"pause_seconds": 0.1}}
+"""Nobody answers here."""
 
 
 def main(names: list[str]) -> int:
@@ -54,7 +61,7 @@ def picture(client: Client, workflow: dict, title: str) -> Image.Image:
 def guided(workflow: dict) -> dict:
     """A workflow for distilled models with a base model's steps and guidance, against the empty prompt."""
     for node in workflow.values():
-        node["inputs"] |= GUIDED.get(node["class_type"], {})
+        node["inputs"] |= GUIDED.get(node["class_type"], {}) | ALONE.get(node["class_type"], {})
         if node["class_type"] == "ConditioningZeroOut":
             prompt = workflow[node["inputs"]["conditioning"][0]]
             node |= {"class_type": "CLIPTextEncode", "inputs": {**prompt["inputs"], "text": ""}}

@@ -1,4 +1,4 @@
-"""Small models under the names that the merge templates use, so that the templates run anywhere.
+"""Small models under the names that the templates use, so that the templates run anywhere.
 
 The base is the built-in model's twin in ComfyUI's format. The distilled and the aligned model differ from it by
 random increments of a size that training makes; the LoRA is random too."""
@@ -26,6 +26,8 @@ SHIFT = 0.01
 """Relative shift of an increment, ‖Δ‖/‖W‖."""
 SIDE = 64
 """Pixels of the built-in model's drawings."""
+PROMPT = "two red circles above a blue square and a green triangle"
+VLMS = ("CLVRVLMFromCLIP", "CLVRVLMServer", "CLVRVLMTransformers")
 STAND_INS = Path(__file__).parent / "standins"
 
 
@@ -66,12 +68,17 @@ def low_rank(weights: dict[str, Tensor], rank: int = 4) -> dict[str, Tensor]:
 
 
 def small(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A template's API format, with the stand-ins in the place of klein's own text encoder and VAE."""
+    """A template's API format for a small machine: the stand-ins in the place of klein's own text encoder and VAE,
+    and the built-in planner, with a prompt that it understands, in the place of a VLM."""
     found = copy.deepcopy(workflow)
+    unseeing = [node for node in found.values() if node["class_type"] in VLMS]
+    for node in unseeing:
+        node |= {"class_type": "CLVRControllerBuiltin", "inputs": {}}
     for node in found.values():
+        inputs = node["inputs"]
         if node["class_type"] in ("CLIPLoader", "VAELoader"):
             node |= {"class_type": f"StandIn{node['class_type']}", "inputs": {}}
-        for side in ("width", "height"):
-            if side in node["inputs"]:
-                node["inputs"][side] = SIDE
+        inputs |= {side: SIDE for side in ("width", "height") if isinstance(inputs.get(side), int)}
+        if unseeing and "prompt" in inputs:
+            inputs["prompt"] = PROMPT
     return found

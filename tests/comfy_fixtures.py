@@ -13,8 +13,10 @@ from scripts import twins
 from scripts.comfy import ROOT, Client, Server
 
 LOOPS = ("clvr_closed_loop", "clvr_step_by_step")
+MORE_LOOPS = ("clvr_loop", "clvr_edit", "clvr_human_in_the_loop")
+KLEIN = ("clvr_klein_native", "clvr_klein_server", "clvr_own_sampler")
 MERGES = ("clvr_merge_files", "clvr_merge_models")
-TEMPLATES = (*LOOPS, *MERGES)
+TEMPLATES = (*LOOPS, *MORE_LOOPS, *KLEIN, *MERGES)
 ARTIFACTS = ROOT / "tests" / "artifacts"
 
 
@@ -54,6 +56,8 @@ def hurried(name: str, rounds: int = 2, steps: int = 4) -> dict[str, Any]:
         node["inputs"]["drawing_steps"] = steps
     for node in nodes_of(workflow, "CLVRThinkingBudget"):
         node["inputs"]["rounds"] = rounds
+    for node in nodes_of(workflow, "CLVRClosedLoop"):
+        node["inputs"]["pause_seconds"] = 0.1
     return workflow
 
 

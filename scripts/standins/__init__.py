@@ -4,6 +4,7 @@ with the built-in model's parts, a workflow for klein runs on a small machine.""
 from __future__ import annotations
 
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,27 +24,36 @@ def parts() -> KleinPipeline:
 
 
 class Encoder:
-    """What CLIPTextEncode asks of a CLIP."""
+    """What CLIPTextEncode and the pack's own nodes ask of a CLIP."""
 
-    def tokenize(self, text: str) -> str:
-        return text
+    layer_idx = None
 
-    def encode_from_tokens_scheduled(self, text: str) -> list[list[Any]]:
+    def __init__(self) -> None:
+        self.patcher = SimpleNamespace(patches_uuid=None)
+
+    def tokenize(self, text: str) -> dict[str, list[list[str]]]:
+        """One batch, as long as the text's tokens; its first item is the whole text."""
+        return {"klein": [[text] * parts().count_tokens(text)]}
+
+    def encode_from_tokens_scheduled(self, tokens: dict[str, list[list[str]]]) -> list[list[Any]]:
         from clvr.builtin import PATH
         from clvr.flux2.folder import read_sampling
         from clvr.flux2.generator import padded_length
 
+        (batch,) = tokens["klein"]
         sampling = read_sampling(PATH, distilled=False)
-        length = padded_length(parts().count_tokens(text), sampling.max_sequence_length)
-        encoded = parts().encode_text(text, length, sampling.text_encoder_out_layers)
+        length = padded_length(len(batch), sampling.max_sequence_length)
+        encoded = parts().encode_text(batch[0], length, sampling.text_encoder_out_layers)
         return [[encoded, {"pooled_output": None}]]
 
 
-class Decoder:
-    """What VAEDecode asks of a VAE."""
+class Coder:
+    """What VAEDecode and the pack's own nodes ask of a VAE. Latents [B, 128, H/16, W/16] are normalised."""
+
+    latent_channels = 128
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[B, 128, H/16, W/16], normalised, to pixels [B, H, W, 3] in [0, 1]."""
+        """To pixels [B, H, W, 3] in [0, 1]."""
         import torch
 
         pipeline = parts()
@@ -53,6 +63,13 @@ class Decoder:
         with torch.no_grad():
             pixels = pipeline.vae.decode(pipeline._unpatchify_latents(scaled), return_dict=False)[0]
         return (pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """From pixels [1, H, W, 3] in [0, 1]."""
+        import torch
+
+        with torch.no_grad():
+            return parts()._encode_vae_image(pixels.movedim(-1, 1) * 2 - 1, torch.Generator())
 
 
 class StandInCLIPLoader:
@@ -81,8 +98,8 @@ class StandInVAELoader:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {}}
 
-    def load(self) -> tuple[Decoder]:
-        return (Decoder(),)
+    def load(self) -> tuple[Coder]:
+        return (Coder(),)
 
 
 NODE_CLASS_MAPPINGS = {"StandInCLIPLoader": StandInCLIPLoader, "StandInVAELoader": StandInVAELoader}
