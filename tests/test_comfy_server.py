@@ -13,18 +13,23 @@ from PIL import Image
 
 from scripts.comfy import ROOT, Client, ComfyError
 
-from .comfy_fixtures import LOOPS, TEMPLATES, api, drawn, hurried, nodes_of, with_model
+from .comfy_fixtures import LOOPS, MORE_LOOPS, TEMPLATES, api, drawn, hurried, nodes_of, with_model
 
 pytestmark = [pytest.mark.comfy, pytest.mark.xdist_group("comfy")]
 
 NODES = {
     "CLVRClosedLoop",
+    "CLVRConditioning",
     "CLVRControllerBuiltin",
+    "CLVRExportTrajectory",
     "CLVRFinish",
     "CLVRGenerate",
     "CLVRGeneratorBuiltin",
     "CLVRGeneratorDiffusers",
+    "CLVRGeneratorNative",
     "CLVRLoadTrajectory",
+    "CLVRLoopEnd",
+    "CLVRLoopStart",
     "CLVRMergeFiles",
     "CLVRMergeModels",
     "CLVRPause",
@@ -32,8 +37,11 @@ NODES = {
     "CLVRSaveTrajectory",
     "CLVRShowTrajectory",
     "CLVRStart",
+    "CLVRTakeDrawing",
     "CLVRThinkingBudget",
+    "CLVRVLMFromCLIP",
     "CLVRVLMServer",
+    "CLVRVLMTransformers",
     "CLVRVerify",
 }
 
@@ -54,7 +62,7 @@ def info(client: Client) -> dict:
 
 
 def test_every_node_is_registered(client):
-    assert set(info(client)) >= NODES
+    assert {name for name in info(client) if name.startswith("CLVR")} == NODES
 
 
 def test_the_pack_loads_without_a_complaint_in_less_than_a_third_of_a_second(server):
@@ -89,7 +97,7 @@ def test_a_shipped_workflow_appears_among_the_templates_with_its_thumbnail(clien
     assert min(picture.size) >= 200
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", [*LOOPS, *MORE_LOOPS])
 def test_a_shipped_workflow_runs_and_shows_its_pictures(client, name):
     outputs = client.run(hurried(name))["outputs"]
     shown = [found for output in outputs.values() for found in output.get("images", [])]
