@@ -93,6 +93,7 @@ def test_a_merge_template_opens_without_a_missing_node(page, name):
 
 
 PANEL = ".clvr"
+OPEN = "([workflow, name]) => app.loadGraphData(workflow, true, true, name)"
 QUEUE = "() => app.queuePrompt(0, 1)"
 SET = """([folder, pause, seed]) => {
     const widgets = kind => app.graph.nodes.find(n => n.type === kind).widgets;
@@ -117,9 +118,13 @@ SHOW = """([width, palette]) => {
 
 
 @pytest.fixture
-def panel(page):
+def panel(page, request):
     """The closed-loop template, opened, with the CLVR tab beside it."""
-    page.evaluate(LOAD, [drawn("clvr_closed_loop"), "clvr_closed_loop"])
+    workflow = drawn("clvr_closed_loop")
+    page.evaluate("() => app.graph.nodes.forEach(n => { n.old = true; })")
+    page.evaluate(OPEN, [workflow, request.node.name])
+    count = len(workflow["nodes"])
+    page.wait_for_function(f"() => app.graph.nodes.length === {count} && !app.graph.nodes.some(n => n.old)")
     if not page.locator(PANEL).is_visible():
         page.locator(".clvr-tab-button").click()
     page.locator(PANEL).wait_for()
