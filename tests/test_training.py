@@ -68,6 +68,9 @@ def test_batched_sampling_equals_the_pipeline(run: Path, tmp_path: Path) -> None
     torch.nn.init.normal_(made.transformer.proj_out.weight, std=0.2)
     made.average.shadow["transformer.proj_out.weight"].copy_(made.transformer.proj_out.weight)
     publish(made, tmp_path / "model")
+    configs = list((tmp_path / "model").glob("*/config.json"))
+    assert len(configs) == 3
+    assert not any("_name_or_path" in path.read_text() for path in configs)
     sampler = open_sampler(tmp_path / "model")
     pipeline = Flux2KleinPipeline.from_pretrained(tmp_path / "model").to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)

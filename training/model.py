@@ -131,6 +131,10 @@ def save_folder(
     copies = {name: copy.deepcopy(module).to(dtype) for name, module in parts.items()}
     pipeline = Flux2KleinPipeline(scheduler=make_scheduler(), tokenizer=tokenizer, is_distilled=distilled, **copies)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for path in folder.glob("*/config.json"):
+        kept = json.loads(path.read_text())
+        kept.pop("_name_or_path", None)  # a path of the machine that trained it
+        path.write_text(json.dumps(kept, indent=2) + "\n")
     defaults = {
         "height": config.resolution,
         "width": config.resolution,

@@ -122,7 +122,9 @@ class Plan:
     def config(self) -> dict[str, Any]:
         """The config of the transformer as diffusers' Flux2Transformer2DModel reads it."""
         known = self.anchor.config or next((c.config for c in self._checkpoints() if c.config), None)
-        return dict(known) if known else infer_config(self.shapes)
+        if known is None:
+            return infer_config(self.shapes)
+        return {name: value for name, value in known.items() if name != "_name_or_path"}
 
     def _checkpoints(self) -> list[Checkpoint]:
         return [source for source in self.sources.values() if isinstance(source, Checkpoint)]
