@@ -86,7 +86,12 @@ def test_every_input_has_a_tooltip_and_every_node_a_help_page(client):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_api_twin_is_what_the_drawn_workflow_converts_to(client, name):
     convert = pytest.importorskip("comfy_cli.workflow_to_api").convert_ui_to_api
-    assert convert(drawn(name), info(client)) == api(name)
+    assert queued(convert(drawn(name), info(client))) == queued(api(name))
+
+
+def queued(workflow: dict) -> dict:
+    """What is run of it. The titles of core's nodes differ between versions of ComfyUI."""
+    return {key: (node["class_type"], node["inputs"]) for key, node in workflow.items()}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

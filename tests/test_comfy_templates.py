@@ -33,7 +33,13 @@ def klein(client: Client) -> None:
 
 @pytest.mark.parametrize("template", DRAWN, ids=lambda template: template.name)
 def test_a_template_is_as_its_description_draws_it(template, info):
-    assert workflows.draw(template, info) == drawn(template.name), "run: python -m scripts.workflows"
+    assert used(workflows.draw(template, info)) == used(drawn(template.name)), "run: python -m scripts.workflows"
+
+
+def used(workflow: dict[str, Any]) -> dict[str, Any]:
+    """Without outputs that lead nowhere: newer ComfyUIs give their preview nodes some."""
+    nodes = [{**node, "outputs": [out for out in node["outputs"] if out["links"]]} for node in workflow["nodes"]]
+    return {**workflow, "nodes": nodes}
 
 
 def misfits(workflow: dict[str, Any], info: dict[str, Any]) -> list[str]:
