@@ -329,7 +329,7 @@ def test_the_listener_sees_progress_and_can_end_the_merge(files, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        merge(recipe(files, tmp_path / "other"), stop)
+        merge(recipe(files, tmp_path / "new" / "folder" / "other"), stop)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert torch.get_num_threads() >= 1
 

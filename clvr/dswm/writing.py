@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -35,15 +35,13 @@ def staged(out: Path, size: int, overwrite: bool = False) -> Iterator[Path]:
     also removes what the crash left. size: bytes that will be written.
     Raises OutputError for a name that is taken, another merge into it, or too little space."""
     out = out.absolute()
+    made = [folder for folder in out.parents if not folder.exists()]
+    place = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _clean(out)
         check_free(out, size, overwrite)
-        place = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
         place.mkdir()
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    try:
         with open(place / LOCK, "wb") as held:
             lock(held)
             yield place / "weights"
@@ -52,7 +50,16 @@ def staged(out: Path, size: int, overwrite: bool = False) -> Iterator[Path]:
         raise error if isinstance(error, ClvrError) else cannot_write(out, error) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+        if not out.exists():
+            _remove_empty(made)
     sync_folder(out.parent)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """The innermost first."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def check_free(out: Path, size: int, overwrite: bool) -> None:
