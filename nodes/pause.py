@@ -35,7 +35,6 @@ def pause_input() -> io.Input:
         "pause",
         list(MOMENTS),
         default="never",
-        optional=True,
         tooltip="Wait for you in the CLVR panel: approve, change the instruction, choose another candidate, add a "
         "check, go back, stop.",
     )
@@ -44,7 +43,6 @@ def pause_input() -> io.Input:
 def seconds_input() -> io.Input:
     return io.Float.Input(
         "pause_seconds",
-        optional=True,
         default=300.0,
         min=0.0,
         max=86400.0,
@@ -77,7 +75,7 @@ class CLVRPause(io.ComfyNode):
         return float("nan")
 
     @classmethod
-    def execute(cls, run: Run, pause_seconds: float = 300.0) -> io.NodeOutput:
+    def execute(cls, run: Run, pause_seconds: float) -> io.NodeOutput:
         from ..clvr import byhand, loop
         from . import board
         from .live import Live

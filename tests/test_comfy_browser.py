@@ -11,7 +11,7 @@ import pytest
 
 from scripts.comfy import Client, Server
 
-from .comfy_fixtures import ARTIFACTS, KLEIN, LOOPS, MERGES, MORE_LOOPS, drawn
+from .comfy_fixtures import ARTIFACTS, LOOPS, MERGES, drawn
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser, pytest.mark.xdist_group("comfy")]
 
@@ -83,7 +83,7 @@ def test_a_shipped_workflow_opens_without_a_missing_node_runs_and_shows_images(p
     assert {"Contact sheet", LAST[name]} <= set(page.evaluate(PICTURES))
 
 
-@pytest.mark.parametrize("name", [*MORE_LOOPS, *KLEIN, *MERGES])
+@pytest.mark.parametrize("name", MERGES)
 def test_a_template_opens_without_a_missing_node(page, name):
     workflow = drawn(name)
     page.evaluate(LOAD, [workflow, name])
@@ -213,7 +213,9 @@ def test_a_person_steps_in_reloads_the_page_and_finds_the_same_run(page, panel):
 
 
 def test_past_runs_are_listed_and_opened_with_the_keyboard(page, panel):
-    panel.get_by_role("button", name="All runs").click()
+    panel.locator(".bar").wait_for()
+    if panel.get_by_role("button", name="All runs").is_visible():  # else the list is there already
+        panel.get_by_role("button", name="All runs").click()
     entries = panel.locator(".entry")
     entries.first.wait_for()
     assert entries.count() >= 2

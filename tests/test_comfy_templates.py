@@ -76,6 +76,11 @@ def test_a_template_fits_the_schemas_of_its_nodes(name, info):
     assert misfits(api(name), info) == []
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_has_no_null_field_which_the_frontend_warns_of(name):
+    assert None not in drawn(name).values()
+
+
 def test_a_misfit_is_seen(info):
     workflow = api("clvr_own_sampler")
     nodes_of(workflow, "CFGGuider")[0]["inputs"]["cfg"] = 1000.0
