@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import hub
 from ..errors import FormatError, MissingFileError, WeightsError
 from ..trajectory import decode
 from . import headers
@@ -29,7 +29,6 @@ WEIGHTS = {
 }
 CONFIGS = dict.fromkeys(WEIGHTS, "config.json") | {"scheduler": "scheduler_config.json"}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 HUB_FILES = ["model_index.json", "clvr.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]
 
 
@@ -61,25 +60,7 @@ class Folder:
 def find(name: str | Path, download: Callable[..., str] | None = None) -> Folder:
     """The folder of a path or of a hub id, inspected. A hub id is looked up in the local cache first, and
     downloaded only when that is not complete. Raises MissingFileError and WeightsError."""
-    path = Path(name).expanduser()
-    if path.exists() or path.parent.is_dir() or not HUB_ID.fullmatch(str(name)):
-        return inspect(path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    fetch = download or snapshot_download
-    try:
-        return inspect(Path(fetch(str(name), allow_patterns=HUB_FILES, local_files_only=True)))
-    except (LocalEntryNotFoundError, MissingFileError):
-        pass
-    try:
-        return inspect(Path(fetch(str(name), allow_patterns=HUB_FILES)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise MissingFileError(
-            f"There is no folder {name}, and the model hub does not give a model of this name: {reason}",
-            "Check the name; log in with `hf auth login` for a gated model; or name a downloaded folder.",
-        ) from error
+    return hub.find(name, HUB_FILES, inspect, download)
 
 
 def inspect(path: Path) -> Folder:
