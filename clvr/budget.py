@@ -15,15 +15,18 @@ class Budget:
 
     steps: drawings of the loop (the paper: at most 8, A.8). candidates: images a step. nfe: function
     evaluations of the generator over the run, an image under CFG counting two a denoising step. seconds: wall
-    time. vlm_calls: requests to the VLM. verify_every: the goal's whole checklist every n-th step.
-    threshold: the score in (0, 1] at which the goal counts as reached. patience: steps in a row that may fail
-    to raise the best score."""
+    time. vlm_calls: requests to the VLM. tokens: of the VLM, read and written. batch: candidates drawn at once,
+    None for all of a step; smaller batches save the rest of them once one has passed. verify_every: the goal's
+    whole checklist every n-th step. threshold: the score in (0, 1] at which the goal counts as reached.
+    patience: steps in a row that may fail to raise the best score."""
 
     steps: int = 8
     candidates: int = 1
     nfe: int | None = None
     seconds: float | None = None
     vlm_calls: int | None = None
+    tokens: int | None = None
+    batch: int | None = None
     verify_every: int = 1
     threshold: float = 1.0
     patience: int = 4
@@ -31,7 +34,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("steps", "candidates", "verify_every", "patience"):
             _at_least_one(name, getattr(self, name))
-        for name in ("nfe", "vlm_calls"):
+        for name in ("nfe", "vlm_calls", "tokens", "batch"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
@@ -61,6 +64,8 @@ class Budget:
             return f"the budget of {self.seconds:g} seconds is used ({elapsed:.1f})"
         if self.vlm_calls is not None and spent.usage.calls >= self.vlm_calls:
             return f"the budget of {self.vlm_calls} VLM calls is used ({spent.usage.calls})"
+        if self.tokens is not None and spent.usage.tokens >= self.tokens:
+            return f"the budget of {self.tokens} tokens is used ({spent.usage.tokens})"
         return ""
 
     def describe(self) -> str:

@@ -67,6 +67,8 @@ class Bench:
         total, budget = self.spent + self.cost, self.budget
         if budget.vlm_calls is not None and total.usage.calls >= budget.vlm_calls and not self.free:
             return f"the budget of {budget.vlm_calls} VLM calls is used"
+        if budget.tokens is not None and total.usage.tokens >= budget.tokens and not self.free:
+            return f"the budget of {budget.tokens} tokens is used"
         if budget.seconds is not None and total.total_seconds >= budget.seconds and not last:
             return f"the budget of {budget.seconds:g} seconds is used"
         return ""

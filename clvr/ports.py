@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from .trajectory import Check, Decision, Goal, Trajectory, Usage, Verdict
+from .trajectory import Check, Decision, Evidence, Goal, Trajectory, Usage, Verdict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,6 +66,26 @@ class Drawing:
     notes: tuple[str, ...] = ()
 
 
+Tactic = Literal["", "one-shot", "edit", "rephrase", "split", "redraw"]
+"""How a round is to go about its checks; '' leaves it to the controller. one-shot and redraw draw afresh, the
+former for the whole goal; edit changes the base; rephrase says the same in other words; split asks for less."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a policy wants of the next round: the ids of the goal's checks to work on (none: the controller
+    chooses), how, the label of the image to start from ('': the canvas), and a sentence for a controller that
+    reads."""
+
+    checks: tuple[str, ...] = ()
+    tactic: Tactic = ""
+    base: str = ""
+    note: str = ""
+
+
+NO_BRIEF = Brief()
+
+
 class Controller(Protocol):
     """Plans. `name` goes into the journal."""
 
@@ -76,8 +96,9 @@ class Controller(Protocol):
         """Atomic checks for the goal. Raises VLMError or GrammarError where none can be made."""
         ...
 
-    def decide(self, trajectory: Trajectory, images: Album) -> Decision:
-        """The next decision, given everything so far. `references` must be labels that are in `images`."""
+    def decide(self, trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> Decision:
+        """The next decision, given everything so far and what the policy asks for. `references` must be labels
+        that are in `images`."""
         ...
 
 
@@ -113,6 +134,29 @@ class Verifier(Protocol):
 
     def judge(self, image: Image, checks: Sequence[Check], references: Sequence[Image] = ()) -> Verdict:
         """One result per check. What cannot be judged is `unjudged`; only a broken set-up raises."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Which of two images satisfies a goal better. `first`: the probability in [0, 1] that it is the first; 0.5
+    is a tie, None unjudged."""
+
+    first: float | None
+    usage: Usage = Usage()
+    evidence: tuple[Evidence, ...] = ()
+    raw: str = ""
+
+
+class Comparer(Protocol):
+    """Judges two images against each other, which is more reliable than scoring each alone."""
+
+    @property
+    def name(self) -> str: ...
+
+    def prefer(self, first: Image, second: Image, goal: Goal, references: Sequence[Image] = ()) -> Preference:
+        """Asked in both orders: an answer that changes with the order is a tie. `references` are the user's
+        images. A failed call is unjudged; only a broken set-up raises."""
         ...
 
 
