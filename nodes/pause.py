@@ -34,6 +34,7 @@ def pause_input() -> io.Input:
     return io.Combo.Input(
         "pause",
         list(MOMENTS),
+        optional=True,
         default="never",
         tooltip="Wait for you in the CLVR panel: approve, change the instruction, choose another candidate, add a "
         "check, go back, stop.",
@@ -43,6 +44,7 @@ def pause_input() -> io.Input:
 def seconds_input() -> io.Input:
     return io.Float.Input(
         "pause_seconds",
+        optional=True,
         default=300.0,
         min=0.0,
         max=86400.0,
@@ -75,7 +77,7 @@ class CLVRPause(io.ComfyNode):
         return float("nan")
 
     @classmethod
-    def execute(cls, run: Run, pause_seconds: float) -> io.NodeOutput:
+    def execute(cls, run: Run, pause_seconds: float = 300.0) -> io.NodeOutput:
         from ..clvr import byhand, loop
         from . import board
         from .live import Live

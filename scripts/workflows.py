@@ -11,11 +11,11 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scripts.comfy import ROOT, Client, Server
+from scripts.templates import TEMPLATES, Node, Template, To
 
 Info = Mapping[str, Any]
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -23,50 +23,8 @@ HEAD, SLOT, WIDGET, TEXT, PICTURE = 40, 22, 26, 110, 420
 """Heights in pixels: a node's title bar, a socket, a widget, a text field, a picture."""
 GAP, TOP, NOTE = 60, 100, 400
 OPTIONAL_SHAPE = 7
-
-
-@dataclass(frozen=True)
-class Node:
-    """`inputs`: a widget's value, or for a link the `To` of another node's output."""
-
-    name: str
-    kind: str
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class To:
-    """A link from the `output`-th output of the node called `name`."""
-
-    name: str
-    output: int = 0
-
-
-@dataclass(frozen=True)
-class Group:
-    """Nodes under each other, with a frame around them."""
-
-    title: str
-    nodes: tuple[Node, ...]
-    width: int = 340
-    color: str = "#3f789e"
-
-
-@dataclass(frozen=True)
-class Template:
-    """Its note is scripts/notes/NAME.md."""
-
-    name: str
-    groups: tuple[Group, ...]
-
-    @property
-    def note(self) -> str:
-        return (ROOT / "scripts" / "notes" / f"{self.name}.md").read_text(encoding="utf-8").rstrip()
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        return tuple(node for group in self.groups for node in group.nodes)
+ENDS = ("PreviewAny", "PreviewImage")
+"""Nothing follows them, whatever outputs newer ComfyUIs give them."""
 
 
 def draw(template: Template, info: Info) -> dict[str, Any]:
@@ -147,6 +105,7 @@ def _node(
     outputs = [
         {"name": name, "type": kind, "links": [li[0] for li in links if li[1:3] == [number, k]] or None}
         for k, (name, kind) in enumerate(zip(info[node.kind]["output_name"], info[node.kind]["output"], strict=True))
+        if node.kind not in ENDS
     ]
     made = {
         "id": number,
@@ -225,8 +184,6 @@ def write(template: Template, info: Info) -> None:
 
 
 def main(names: list[str]) -> int:
-    from scripts.templates import TEMPLATES
-
     with tempfile.TemporaryDirectory(prefix="clvr-") as base, Server(Path(base)) as server:
         info = Client(server.address).get("object_info")
         for template in TEMPLATES:
