@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ..errors import ReplyError, VLMConnectionError, VLMError, VLMSetupError
+from ..errors import VLMConnectionError, VLMError, VLMSetupError
 from ..ports import Album, Checklist
 from ..trajectory import (
     Check,
@@ -22,54 +21,12 @@ from ..trajectory import (
     Verdict,
 )
 from . import replies, templates
+from .asking import ask, usable
 from .certainty import probabilities
 from .chat import ChatClient, Message, Reply
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-T = TypeVar("T")
-_QUOTED = 4000  # characters of a bad reply that its writer is shown again
-
-
-@dataclass(frozen=True)
-class _Asked(Generic[T]):
-    """The outcome of one question: a value, or the error of the last attempt."""
-
-    value: T | None
-    raw: str
-    usage: Usage
-    error: str = ""
-
-
-def _ask(
-    client: ChatClient,
-    messages: Sequence[Message],
-    schema: Mapping[str, Any],
-    parse: Callable[[Reply], T],
-    logprobs: bool = False,
-) -> _Asked[T]:
-    """Ask, and ask once more with the error where the reply cannot be used. Raises what the client raises."""
-    usage, talk, raw, error = Usage(), list(messages), "", ""
-    for _ in range(2):
-        try:
-            reply = client.chat(talk, schema, logprobs)
-        except ReplyError as empty:
-            usage, error = usage + Usage(calls=1), str(empty)
-            talk = _with_repair(messages, "", error)
-            continue
-        usage, raw = usage + reply.usage, reply.text
-        try:
-            return _Asked(parse(reply), raw, usage)
-        except ReplyError as bad:
-            error = f"{bad} (it was cut at the token limit)" if reply.truncated else str(bad)
-            talk = _with_repair(messages, raw, error)
-    return _Asked(None, raw, usage, error)
-
-
-def _with_repair(messages: Sequence[Message], raw: str, error: str) -> list[Message]:
-    said = Message("assistant", (raw[:_QUOTED] or "(nothing)",))
-    return [*messages, said, Message("user", (templates.repair(error),))]
 
 
 class VLMController:
@@ -88,38 +45,29 @@ class VLMController:
             Message("system", (templates.text("checklist"),)),
             Message("user", (*_goal(goal, images), "Write the checklist.")),
         ]
-        asked = _ask(self._client, messages, replies.checklist_schema(), lambda r: replies.parse_checklist(r.text))
-        return Checklist(_usable(asked, "checklist"), asked.usage, asked.raw)
+        asked = ask(self._client, messages, replies.checklist_schema(), lambda r: replies.parse_checklist(r.text))
+        return Checklist(usable(asked, "checklist"), asked.usage, asked.raw)
 
-    def decide(self, trajectory: Trajectory, images: Album) -> Decision:
+    def decide(self, trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> Decision:
         """Raises VLMError."""
         labels = tuple(images)
         drawn = bool(trajectory.steps)
         default = (trajectory.canvas.label,) if trajectory.canvas else trajectory.goal.labels()
-        asked = _ask(
+        asked = ask(
             self._client,
-            history(trajectory, images),
+            history(trajectory, images, brief),
             replies.decision_schema(labels, drawn),
             lambda reply: replies.parse_decision(reply.text, labels, default, drawn),
         )
-        return dataclasses.replace(_usable(asked, "decision"), usage=asked.usage, raw=asked.raw)
+        return dataclasses.replace(usable(asked, "decision"), usage=asked.usage, raw=asked.raw)
 
 
-def _usable(asked: _Asked[T], what: str) -> T:
-    if asked.value is None:
-        raise ReplyError(
-            f"The VLM gave no usable {what}, twice: {asked.error}",
-            "Use a larger model, or one that follows instructions and sees images.",
-        )
-    return asked.value
-
-
-def history(trajectory: Trajectory, images: Album) -> list[Message]:
+def history(trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> list[Message]:
     """The planning conversation: goal and references, then each round's decision and its image with the
     verdict, in order; the last turn asks for the next decision."""
     goal = trajectory.goal
     questions = [f"- {c.id}: {c.question}" for c in goal.checks]
-    opening = (*_goal(goal, images), "\n".join(["Checklist:", *questions]), _call_to_decide(trajectory, 0))
+    opening = (*_goal(goal, images), "\n".join(["Checklist:", *questions]), _call_to_decide(trajectory, 0, brief))
     messages = [Message("system", (templates.text("plan"),)), Message("user", opening)]
     for step in trajectory.steps:
         messages.append(Message("assistant", (replies.dump_decision(step.decision),)))
@@ -127,7 +75,7 @@ def history(trajectory: Trajectory, images: Album) -> list[Message]:
             f"<{step.label}>:",
             images[step.label],
             _outcome(step, goal),
-            _call_to_decide(trajectory, step.index + 1),
+            _call_to_decide(trajectory, step.index + 1, brief),
         )
         messages.append(Message("user", shown))
     return messages
@@ -140,12 +88,20 @@ def _goal(goal: Goal, images: Album) -> Iterator[str | Image]:
         yield images[label]
 
 
-def _call_to_decide(trajectory: Trajectory, before: int) -> str:
+def _call_to_decide(trajectory: Trajectory, before: int, newest: Brief) -> str:
     """What ends the user's turn before step `before`: earlier turns stay as they were, so that a server can
     reuse what it computed for them."""
+    brief = trajectory.steps[before].decision.brief if before < len(trajectory.steps) else newest
     accepted = [s.label for s in trajectory.steps[:before] if s.accepted]
     canvas = f"The canvas is <{accepted[-1]}>." if accepted else "There is no canvas yet."
-    return f"{canvas} Decide the next step."
+    asked = [line for line in (templates.tactic(brief.tactic), _to_work_on(brief, trajectory.goal)) if line]
+    return "\n".join([canvas, *asked, "Decide the next step."]) if asked else f"{canvas} Decide the next step."
+
+
+def _to_work_on(brief: Brief, goal: Goal) -> str:
+    """The checks of a brief, as they stand in the checklist."""
+    questions = [f"- {c.id}: {c.question}" for c in goal.checks if c.id in brief.checks]
+    return "\n".join(["Work on these checks now and leave the others for later:", *questions]) if questions else ""
 
 
 def _outcome(step: Step, goal: Goal) -> str:
@@ -216,7 +172,7 @@ class VLMVerifier:
 
         messages = _judging(image, checks, references)
         try:
-            asked = _ask(self._client, messages, replies.judgement_schema(checks), parse, self._logprobs)
+            asked = ask(self._client, messages, replies.judgement_schema(checks), parse, self._logprobs)
         except VLMError as error:
             if not self._reached and isinstance(error, (VLMSetupError, VLMConnectionError)):
                 raise

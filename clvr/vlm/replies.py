@@ -92,13 +92,15 @@ def _checks(value: object) -> object:
     )
 
 
-class _Reply(BaseModel):
+class ReplyModel(BaseModel):
+    """Base of what a model may answer: unknown fields are ignored, texts trimmed, NaN refused."""
+
     model_config = ConfigDict(
         extra="ignore", allow_inf_nan=False, coerce_numbers_to_str=True, str_strip_whitespace=True
     )
 
 
-class CheckReply(_Reply):
+class CheckReply(ReplyModel):
     id: str = ""
     question: Annotated[str, Field(min_length=1)]
     kind: Annotated[CheckKind, BeforeValidator(_kind)] = "other"
@@ -106,7 +108,7 @@ class CheckReply(_Reply):
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
 
 
-class ChecklistReply(_Reply):
+class ChecklistReply(ReplyModel):
     checks: Annotated[list[CheckReply], Field(min_length=1, max_length=MAX_CHECKS), BeforeValidator(_checks)]
 
     @model_validator(mode="before")
@@ -115,7 +117,7 @@ class ChecklistReply(_Reply):
         return {"checks": value} if isinstance(value, list) else value
 
 
-class DecisionReply(_Reply):
+class DecisionReply(ReplyModel):
     reasoning: str = ""
     action: Annotated[Action, BeforeValidator(lambda v: v.strip().lower() if isinstance(v, str) else v)]
     instruction: Annotated[str, BeforeValidator(lambda v: "" if v is None else v)] = ""
@@ -125,7 +127,7 @@ class DecisionReply(_Reply):
     ] = Field(default_factory=list)
 
 
-class ResultReply(_Reply):
+class ResultReply(ReplyModel):
     check: Annotated[str, Field(validation_alias=AliasChoices("check", "id"))]
     reason: Annotated[str, BeforeValidator(lambda v: "" if v is None else v)] = ""
     answer: Annotated[Answer, BeforeValidator(_answer)]
@@ -133,7 +135,7 @@ class ResultReply(_Reply):
     boxes: Annotated[list[Box], BeforeValidator(_boxes)] = Field(default_factory=list)
 
 
-class JudgementReply(_Reply):
+class JudgementReply(ReplyModel):
     results: Annotated[list[ResultReply], Field(min_length=1)]
 
     @model_validator(mode="before")
@@ -144,13 +146,13 @@ class JudgementReply(_Reply):
 
 def parse_checklist(text: str) -> tuple[Check, ...]:
     """A reply to checklist.v1 as checks. Raises ReplyError."""
-    return _contract_checks(_read(text, ChecklistReply).checks)
+    return _contract_checks(read(text, ChecklistReply).checks)
 
 
 def parse_decision(text: str, labels: Collection[str], default: Sequence[str] = (), may_stop: bool = True) -> Decision:
     """A reply to plan.v1 as a decision. `labels` are the images there are; `default` is what an edit without
     references starts from. Raises ReplyError, also for an image that does not exist."""
-    reply = _read(text, DecisionReply)
+    reply = read(text, DecisionReply)
     references = tuple(dict.fromkeys(_label(r, labels) for r in reply.references))
     if reply.action != "stop" and not reply.instruction:
         raise ReplyError(f"The action is {reply.action}, but the instruction is empty.", "Say what to draw.")
@@ -168,7 +170,7 @@ def parse_judgement(text: str, checks: Sequence[Check], judge: str) -> tuple[Che
     """A reply to judge.v1 as one verdict for each check, in their order. A check that was not answered, or
     answered with both yes and no, is unjudged. Raises ReplyError where no known check was answered."""
     found: dict[str, list[ResultReply]] = {c.id: [] for c in checks}
-    for result in _read(text, JudgementReply).results:
+    for result in read(text, JudgementReply).results:
         if result.check in found:
             found[result.check].append(result)
     if checks and not any(found.values()):
@@ -236,11 +238,11 @@ def _label(text: str, labels: Collection[str]) -> str:
     return label
 
 
-M = TypeVar("M", bound=_Reply)
+M = TypeVar("M", bound=ReplyModel)
 
 
-def _read(text: str, model: type[M]) -> M:
-    """The last JSON value in the reply that fits the model."""
+def read(text: str, model: type[M]) -> M:
+    """The last JSON value in the reply that fits the model. Raises ReplyError."""
     if len(text) > LONGEST:
         raise ReplyError(f"The reply has {len(text)} characters.", f"Answer with fewer than {LONGEST}.")
     answer = _without_thinking(text)
@@ -383,34 +385,36 @@ def _json(value: object) -> str:
 
 
 def checklist_schema() -> dict[str, Any]:
-    return _object(checks=_array(_CHECK, minItems=1, maxItems=24))
+    return object_schema(checks=array_schema(_CHECK, minItems=1, maxItems=24))
 
 
 def decision_schema(labels: Collection[str], may_stop: bool = True) -> dict[str, Any]:
     """`labels` are the images that may be referred to; without any, there is nothing to edit."""
     names = [f"<{label}>" for label in labels]
-    references = _array({"type": "string", "enum": names}) if names else _array({"type": "string"}, maxItems=0)
-    return _object(
+    references = (
+        array_schema({"type": "string", "enum": names}) if names else array_schema({"type": "string"}, maxItems=0)
+    )
+    return object_schema(
         reasoning={"type": "string"},
         action={"type": "string", "enum": ["generate", *(["edit"] * bool(names)), *(["stop"] * may_stop)]},
         instruction={"type": "string"},
         references=references,
-        expects=_array(_CHECK, maxItems=6),
+        expects=array_schema(_CHECK, maxItems=6),
     )
 
 
 def judgement_schema(checks: Sequence[Check]) -> dict[str, Any]:
-    result = _object(
+    result = object_schema(
         check={"type": "string", "enum": [c.id for c in checks]},
         reason={"type": "string"},
         answer={"type": "string", "enum": list(get_args(Answer))},
         probability={"type": ["number", "null"]},
-        boxes=_array(_array({"type": "number"}, minItems=4, maxItems=4), maxItems=8),
+        boxes=array_schema(array_schema({"type": "number"}, minItems=4, maxItems=4), maxItems=8),
     )
-    return _object(results=_array(result, minItems=len(checks), maxItems=len(checks)))
+    return object_schema(results=array_schema(result, minItems=len(checks), maxItems=len(checks)))
 
 
-def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:
     """An object whose fields are all required, in this order: what strict servers ask for."""
     return {
         "type": "object",
@@ -420,11 +424,11 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _array(items: dict[str, Any], **limits: int) -> dict[str, Any]:
+def array_schema(items: dict[str, Any], **limits: int) -> dict[str, Any]:
     return {"type": "array", "items": items, **limits}
 
 
-_CHECK = _object(
+_CHECK = object_schema(
     id={"type": "string"},
     question={"type": "string"},
     kind={"type": "string", "enum": list(get_args(CheckKind))},
