@@ -98,11 +98,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one judge saw: its name, a sentence, and where (fractions of the image)."""
+    """What one judge saw: its name, a sentence, and where (fractions of the image).
+
+    Where several judges were asked, `says` is what this one said, and `overruled` whether another's word counted
+    against it."""
 
     judge: str
     note: str = ""
     boxes: tuple[Box, ...] = ()
+    says: Outcome | None = None
+    overruled: bool = False
 
 
 @dataclass(frozen=True)
