@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ..errors import ReplyError
+from .. import allowance
+from ..errors import ReplyError, VLMError
 from ..trajectory import Usage
 from . import templates
 from .chat import ChatClient, Message, Reply
@@ -32,15 +33,23 @@ def ask(
     parse: Callable[[Reply], T],
     logprobs: bool = False,
 ) -> Asked[T]:
-    """Ask, and ask once more with the error where the reply cannot be used. Raises what the client raises."""
+    """Ask, and ask once more with the error where the reply cannot be used and the run's budget allows it. Raises
+    what the client raises at the first attempt."""
     usage, talk, raw, error = Usage(), list(messages), "", ""
-    for _ in range(2):
+    for attempt in range(2):
+        if refused := allowance.refused():
+            return Asked(None, raw, usage, f"{error} ({refused})".lstrip())
         try:
             reply = client.chat(talk, schema, logprobs)
         except ReplyError as empty:
             usage, error = usage + Usage(calls=1), str(empty)
             talk = _with_repair(messages, "", error)
             continue
+        except VLMError as failed:
+            if not attempt:
+                raise
+            return Asked(None, raw, usage + Usage(calls=1), f"{error} ({failed})")
+        allowance.answered(reply.usage)
         usage, raw = usage + reply.usage, reply.text
         try:
             return Asked(parse(reply), raw, usage)
@@ -56,10 +65,11 @@ def _with_repair(messages: Sequence[Message], raw: str, error: str) -> list[Mess
 
 
 def usable(asked: Asked[T], what: str) -> T:
-    """The value. Raises ReplyError, saying what was asked for, where neither reply could be used."""
+    """The value. Raises ReplyError, saying what was asked for, where no reply could be used."""
     if asked.value is None:
+        often = ", twice" if asked.usage.calls > 1 else ""
         raise ReplyError(
-            f"The VLM gave no usable {what}, twice: {asked.error}",
+            f"The VLM gave no usable {what}{often}: {asked.error}",
             "Use a larger model, or one that follows instructions and sees images.",
         )
     return asked.value
