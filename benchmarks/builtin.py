@@ -10,7 +10,6 @@ engine, the generator and the rule-based controller, as `clvr generate` does.
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -20,18 +19,19 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
-from clvr import builtin, loop
+from clvr import builtin, loop, probe
 from clvr.budget import Budget
 from clvr.context import Context
 from clvr.errors import GrammarError
 from clvr.flux2.generator import Flux2Generator
+from clvr.intervals import wilson
 from clvr.ports import Generator
 from clvr.shapes.checks import checklist, expectations
 from clvr.shapes.controller import ShapesController
 from clvr.shapes.edits import KINDS, Edit, say
 from clvr.shapes.phrases import prompt_words, sayable
 from clvr.shapes.render import render
-from clvr.shapes.sampler import complex_spec, complexity, edit_sample, held_back, prompt
+from clvr.shapes.sampler import complex_spec, edit_sample, held_back, prompt
 from clvr.shapes.scene import Scene, Spec, realise
 from clvr.shapes.verifier import MeasuringVerifier
 from clvr.trajectory import Check, Goal
@@ -64,13 +64,12 @@ class Rate:
     def share(self) -> float:
         return self.passed / self.tries if self.tries else float("nan")
 
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        n, p = max(self.tries, 1), self.share if self.tries else 0.0
-        centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.passed, self.tries)
 
     def __str__(self) -> str:
-        low, high = self.interval()
+        low, high = self.interval
         return f"{self.share:.3f} [{low:.3f}, {high:.3f}]"
 
 
@@ -161,7 +160,7 @@ def compare(generator: Generator, count: int, rounds: int, seed: int) -> list[st
         images.append(drawn)
         by_size.setdefault(spec.total, []).append((hits[0], good))
     mean = sum(images) / len(images)
-    complexity_mean = sum(complexity(s, t) for t, s in made) / len(made)
+    complexity_mean = sum(probe.complexity(probe.of_spec(s, t)) for t, s in made) / len(made)
     lines = [
         f"{count} prompts of 3 to 5 objects, complexity (A.7) {complexity_mean:.1f}; the loop drew {mean:.2f} each.",
         "",

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ["trajectory", "errors", "budget", "ports", "events", "files", "context", "policies", "judging",
-        "loop", "journal", "byhand", "answers"]  # fmt: skip
-ADAPTERS = ("vlm", "flux2", "shapes")
+PURE = ["trajectory", "errors", "intervals", "budget", "ports", "events", "files", "context", "policies", "judging",
+        "loop", "state", "selecting", "journal", "byhand", "answers"]  # fmt: skip
+ADAPTERS = ("vlm", "flux2", "shapes", "judges")
 TORCH = (
     "clvr/devices.py",
     "clvr/flux2/",
     "clvr/dswm",
+    "clvr/judges/detector.py",
     "clvr/probe",
     "clvr/vlm/",
     "clvr/shapes/",
@@ -28,6 +29,7 @@ PILLOW = (
     "clvr/report/",
     "clvr/dswm/plot.py",
     "clvr/flux2/",
+    "clvr/judges/",
     "clvr/vlm/",
     "clvr/shapes/",
     "training/",
@@ -99,9 +101,12 @@ def test_inside_the_pack_imports_are_relative(path):
             assert not tops(a.name for a in node.names) & {"clvr", "nodes"}
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_the_pure_parts_are_standard_library_alone(name):
-    found = imports(ROOT / "clvr" / f"{name}.py")
+PURE_FILES = [p for n in PURE for p in (*files(f"clvr/{n}"), *(ROOT / "clvr").glob(f"{n}.py"))]
+
+
+@pytest.mark.parametrize("path", PURE_FILES, ids=relative)
+def test_the_pure_parts_are_standard_library_alone(path):
+    found = imports(path)
     own = {n for n in found if n.split(".")[0] == "clvr"}
     assert tops(found - own) <= sys.stdlib_module_names
     modules = {n.split(".")[1] for n in own if "." in n}

@@ -1,9 +1,8 @@
-"""Seeded prompts and edits of the built-in world, their complexity, and the tenth that is held back."""
+"""Seeded prompts and edits of the built-in world, and the tenth that is held back."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Callable
 
@@ -197,12 +196,3 @@ def edit_sample(kind: str, rng: random.Random, held: bool | None = None, placed:
         candidate = edit(kind, scene, rng, placed)
         if candidate is not None and held in (None, held_back(say(candidate))):
             return scene, candidate
-
-
-def complexity(wanted: Spec, text: str) -> float:
-    """C_task = N ln(1 + N) + E + ln(1 + W) (appendix A.7 with alpha = beta = gamma = 1, no hard constraints):
-    N objects, E attribute and relation edges, W words."""
-    nodes = wanted.total
-    attributes = sum(g.count * ((g.noun.color is not None) + (g.noun.size is not None)) for g in wanted.groups)
-    edges = attributes + len(wanted.relations)
-    return nodes * math.log1p(nodes) + edges + math.log1p(len(text.split()))
