@@ -7,7 +7,6 @@ true one has, though far fewer are known."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,8 @@ from clvr.flux2.encodings import KleinPipeline, synchronise
 from clvr.flux2.folder import Sampling
 from clvr.vlm import Message
 from clvr.vlm.prefix import Prefix
-from clvr.vlm.qwen import Prompt, QwenVL
+from clvr.vlm.qwen import Prompt
+from tests.tiny_vlm import Told
 
 PROMPTS = Path(__file__).resolve().parents[1] / "clvr" / "vlm" / "prompts"
 WORDS = 3000
@@ -265,9 +265,9 @@ def sampling(size: KleinSize, resolution: int, distilled: bool) -> Sampling:
     return Sampling(resolution, resolution, 4, 1.0, base.max_sequence_length, size.layers) if distilled else base
 
 
-class Scripted(QwenVL):
-    """Computes everything, and then says what it was told, token by token. `seconds`: seeing (tokens and image
-    features), reading (prefill) and writing (decode)."""
+class Scripted(Told):
+    """Computes everything, and then says what it was told. `seconds`: seeing (tokens and image features), reading
+    (prefill) and writing (decode)."""
 
     def __init__(self, size: VLMSize, words: Qwen2TokenizerFast, place: Place) -> None:
         images = Qwen2VLImageProcessor(patch_size=16, merge_size=2, min_pixels=64 * 64, max_pixels=2048 * 2048)
@@ -277,35 +277,18 @@ class Scripted(QwenVL):
         super().__init__(model, processor, "Qwen3-VL with random weights")
         self.seconds: dict[str, float] = dict.fromkeys(("see", "read", "write"), 0.0)
         self.place = place
-        self._script: list[int] = []
-        self._at = 0
-
-    def say(self, text: str) -> None:
-        """What the next answers are, until told otherwise: JSON, as tight as its grammar wants it."""
-        tight = json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
-        self._script = [*self.tokenizer(tight, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
     def prompt(self, messages: Sequence[Message], side: int) -> Prompt:
         with self._timed("see"):
             return super().prompt(messages, side)
 
     def read(self, prompt: Prompt, prefix: Prefix) -> torch.Tensor:
-        self._at = 0
         with self._timed("read"):
-            return self._told(super().read(prompt, prefix))
+            return super().read(prompt, prefix)
 
     def step(self, token: int, position: int, prefix: Prefix) -> torch.Tensor:
         with self._timed("write"):
-            return self._told(super().step(token, position, prefix))
-
-    def _told(self, logits: torch.Tensor) -> torch.Tensor:
-        """The next token of the script is the likeliest by far. Raises RuntimeError where the answer went on
-        after it, because its grammar refused a token."""
-        if self._at == len(self._script):
-            raise RuntimeError("the VLM's grammar does not take the scripted answer")
-        logits[self._script[self._at]] += 1e6
-        self._at += 1
-        return logits
+            return super().step(token, position, prefix)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -15,8 +15,8 @@ from clvr import loop
 from clvr.budget import Budget
 from clvr.context import Context
 from clvr.flux2.generator import Flux2Generator
-from clvr.ports import Album, Checklist, Drawing, DrawProgress, Size
-from clvr.trajectory import Check, CheckVerdict, Decision, Evidence, Goal, Trajectory, Verdict, generated
+from clvr.ports import NO_BRIEF, Album, Checklist, Drawing, DrawProgress, Size
+from clvr.trajectory import Brief, Check, CheckVerdict, Decision, Evidence, Goal, Trajectory, Verdict, generated
 from clvr.vlm import VLMController, VLMVerifier, replies
 from clvr.vlm.local import LocalClient
 
@@ -99,10 +99,10 @@ class ScriptedController(VLMController):
         self._script.qwen.say(replies.dump_checklist(CHECKS))
         return super().checklist(goal, images)
 
-    def decide(self, trajectory: Trajectory, images: Album) -> Decision:
+    def decide(self, trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> Decision:
         self._script.step = len(trajectory.steps)
         self._script.qwen.say(replies.dump_decision(decision(self._script.step, self._script.references)))
-        return super().decide(trajectory, images)
+        return super().decide(trajectory, images, brief)
 
 
 class ScriptedVerifier(VLMVerifier):

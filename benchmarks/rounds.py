@@ -4,8 +4,10 @@
     python -m benchmarks.rounds --quick
 
 Round t's conversation holds the goal and rounds 1…t−1, each with its decision, its image and its verdict. The
-decisions are given, so that every client reads the same; each answers 16 tokens. The model is a Qwen3-VL of two
-layers with random weights, whose tokens are bytes: the figures show how the cost grows, not what a real one costs.
+decisions are given, so that every client reads the same: in this process the model is made to say them, token by
+token under their grammar; the others answer something of at most that length. Seconds hold the writing, and are the
+least of three runs. The model is a Qwen3-VL of two layers with random weights, whose tokens are bytes: the figures
+show how the cost grows, not what a real one costs.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import argparse
 import contextlib
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,15 +28,25 @@ from PIL import Image
 from clvr.errors import ReplyError
 from clvr.ports import Album
 from clvr.trajectory import Candidate, Check, CheckVerdict, Decision, Goal, Step, Trajectory, Verdict, generated
-from clvr.vlm import Message
+from clvr.vlm import Message, replies
 from clvr.vlm.agents import history
 from clvr.vlm.chat import ChatClient
+from clvr.vlm.local import LocalClient, LocalSettings, load
 from scripts.comfy import ComfyError
-from tests.tiny_vlm import make
-from tests.vlm_subjects import ClipSubject, LocalSubject, ServerSubject
+from tests.tiny_vlm import Told, make
+from tests.vlm_subjects import ClipSubject, ServerSubject
 
-ANSWER = 16  # tokens
+REPEATS = 3
 CHECK = Check("cup", "Is there a red cup on the table?")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the planner is asked in a round, the form of its answer, and the answer that the next round shows."""
+
+    messages: list[Message]
+    schema: Mapping[str, Any]
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -49,45 +62,61 @@ class Column:
     tokens: str = "tokens read"
 
 
-def conversations(count: int) -> list[list[Message]]:
-    """What the planner is asked in rounds 1 to `count`."""
+def conversations(count: int) -> list[Asked]:
+    """Rounds 1 to `count`."""
     trajectory = Trajectory(Goal("a red cup on a table", checks=(CHECK,)))
     images: dict[str, Image.Image] = {}
-    asked: list[list[Message]] = []
+    asked: list[Asked] = []
     for n in range(count):
-        asked.append(history(trajectory, Album(images)))
         decision = Decision("edit" if n else "generate", f"The cup is missing, attempt {n}.", "Put a cup on the table")
+        schema = replies.decision_schema(tuple(images), bool(n))
+        asked.append(Asked(history(trajectory, Album(images)), schema, replies.dump_decision(decision)))
         verdict = Verdict((CheckVerdict("cup", "fail"),))
         trajectory = trajectory.append(Step(n, decision, (Candidate(n, None, verdict),), 0, True))
         images[generated(n)] = Image.new("RGB", (64, 64), (25 * n, 90, 200))
     return asked
 
 
-def measure(name: str, client: ChatClient, asked: Sequence[list[Message]], read: Callable[[], int]) -> Column:
-    """`read`: prompt tokens that were computed so far."""
-    rounds = []
-    _answer(client, [Message("user", ("Are you there?",))])
-    for messages in asked:
-        before, started = read(), perf_counter()
-        _answer(client, messages)
-        rounds.append(Round(perf_counter() - started, read() - before))
-    return Column(name, tuple(rounds))
+def measure(
+    client: ChatClient,
+    asked: Sequence[Asked],
+    read: Callable[[], int] = lambda: 0,
+    say: Callable[[str], None] = lambda text: None,
+    forget: Callable[[], None] = lambda: None,
+) -> tuple[Round, ...]:
+    """`read`: prompt tokens that were computed so far; `say`: makes the client's next answer this one; `forget`:
+    ends what may be a run for the client."""
+    runs = []
+    for _ in range(REPEATS):
+        say("Yes.")
+        _answer(client, Asked([Message("user", ("Are you there?",))], {}, ""))
+        rounds = []
+        for one in asked:
+            say(one.answer)
+            before, started = read(), perf_counter()
+            _answer(client, one)
+            rounds.append(Round(perf_counter() - started, read() - before))
+        forget()
+        runs.append(rounds)
+    return tuple(min(same, key=lambda r: r.seconds) for same in zip(*runs, strict=True))
 
 
-def _answer(client: ChatClient, messages: list[Message]) -> None:
+def _answer(client: ChatClient, asked: Asked) -> None:
     with contextlib.suppress(ReplyError):  # random weights may have nothing to say
-        client.chat(messages)
+        client.chat(asked.messages, asked.schema or None)
 
 
-def columns(folder: Path, asked: Sequence[list[Message]]) -> list[Column]:
+def columns(folder: Path, asked: Sequence[Asked]) -> list[Column]:
     """The CLIP keeps nothing, and reads what transformers reads without a kept prefix; a server does not tell what it
     computes of what it is sent."""
-    local = LocalSubject(folder)
+    opened = load(folder, torch.float32)
+    qwen = Told(opened.model, opened.processor, opened.name)
+    longest = max(len(one.answer.encode()) for one in asked)  # tokens
     made = []
     for name, keep in (("transformers, prefix kept", True), ("transformers, nothing kept", False)):
-        client = local.client(max_tokens=ANSWER, keep_prefix=keep)
-        made.append(measure(name, client, asked, lambda: local.qwen.work.prefilled))
-        client.release()
+        client = LocalClient(qwen, None, LocalSettings(longest, keep_prefix=keep))
+        rounds = measure(client, asked, lambda: qwen.work.prefilled, qwen.say, client.release)
+        made.append(Column(name, rounds))
     whole = [r.read for r in made[1].rounds]
     others = (
         ("server (transformers serve)", ServerSubject, "tokens sent"),
@@ -99,8 +128,8 @@ def columns(folder: Path, asked: Sequence[list[Message]]) -> list[Column]:
         except ComfyError as error:
             print(f"left out: {name}: {error}")
             continue
-        column = measure(name, subject.client(max_tokens=ANSWER), asked, lambda: 0)
-        rounds = tuple(Round(r.seconds, n) for r, n in zip(column.rounds, whole, strict=True))
+        measured = measure(subject.client(max_tokens=longest), asked)
+        rounds = tuple(Round(r.seconds, n) for r, n in zip(measured, whole, strict=True))
         made.append(Column(name, rounds, tokens))
         subject.close()
     return made

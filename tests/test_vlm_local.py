@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clvr.errors import DeviceMemoryError, MissingFileError, ReplyError, SettingError, VLMError, WeightsError
-from clvr.trajectory import Check
-from clvr.vlm import Message, replies
+from clvr.ports import Album
+from clvr.trajectory import Candidate, Check, CheckVerdict, Decision, Goal, Step, Trajectory, Verdict, generated
+from clvr.vlm import Message, VLMController, replies
 from clvr.vlm.certainty import probabilities
 from clvr.vlm.folder import find
 from clvr.vlm.local import LocalClient, LocalSettings, Resident
 from clvr.vlm.prefix import common
 
-from .tiny_vlm import TEMPLATE, make
+from .tiny_vlm import TEMPLATE, Told, make
 
 RED, BLUE = Check("red", "Is it red?"), Check("blue", "Is it blue?")
 
@@ -98,6 +99,27 @@ def test_a_kept_prefix_changes_no_reply_and_saves_reading_and_seeing(make_client
         read.append(tokens)
     assert expected[-1].usage.tokens_in > 3 * expected[0].usage.tokens_in
     assert max(read[1:]) <= 1.2 * min(read[1:])
+
+
+def test_a_round_reads_only_what_is_new_since_the_last_one(loaded):
+    """The decision that the VLM wrote is shown to it letter for letter, so that its keys and values still hold."""
+    told = Told(loaded.qwen.model, loaded.qwen.processor, "told")
+    controller = VLMController(LocalClient(told))
+    trajectory, images, before, written = Trajectory(Goal("a cup", checks=(RED,))), Album(), 0, 0
+    for n in range(4):
+        references = (generated(n - 1),) if n else ()
+        expects = (Check("a", 'Does it say "é\n"?', "text"), Check("b", "Is it \\ or / red?", "color", "a"))
+        planned = Decision("edit" if n else "generate", f"Not\tyet, {n}.", "paint \x07 it", references, expects)
+        told.say(replies.dump_decision(planned))
+        read = told.work.prefilled
+        decision = controller.decide(trajectory, images)
+        assert decision.raw == replies.dump_decision(decision)
+        new = decision.usage.tokens_in - before
+        assert told.work.prefilled - read == new - written
+        before, written = decision.usage.tokens_in, decision.usage.tokens_out - 1  # the last one was never read
+        verdict = Verdict((CheckVerdict("red", "fail"),))
+        trajectory = trajectory.append(Step(n, decision, (Candidate(n, None, verdict),), 0, True))
+        images = images.with_image(generated(n), picture((40 * n, 90, 200)))
 
 
 def test_a_changed_history_is_read_anew_from_where_it_changed(make_client):

@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from clvr.vlm import Message
+from clvr.vlm.prefix import Prefix
+from clvr.vlm.qwen import Prompt, QwenVL
 from clvr.vlm.wire import Pictures, message_body
 
 MARKS = [
@@ -79,6 +81,33 @@ def _marked(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 def _assembled(tokenizer: PreTrainedTokenizerFast, template: str = TEMPLATE) -> Qwen3VLProcessor:
     images = Qwen2VLImageProcessor(patch_size=16, merge_size=2, min_pixels=32 * 32, max_pixels=64 * 64)
     return Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(patch_size=16), chat_template=template)
+
+
+class Told(QwenVL):
+    """Computes everything, and then says what it was told, token by token."""
+
+    _script: Sequence[int] = ()
+    _at = 0
+
+    def say(self, text: str) -> None:
+        """What the next answers are, until told otherwise."""
+        self._script = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def read(self, prompt: Prompt, prefix: Prefix) -> torch.Tensor:
+        self._at = 0
+        return self._told(super().read(prompt, prefix))
+
+    def step(self, token: int, position: int, prefix: Prefix) -> torch.Tensor:
+        return self._told(super().step(token, position, prefix))
+
+    def _told(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next token of the script is the likeliest by far. Raises RuntimeError where the answer went on
+        after it, because its grammar refused a token."""
+        if self._at == len(self._script):
+            raise RuntimeError("the VLM's grammar does not take the scripted answer")
+        logits[self._script[self._at]] += 1e6
+        self._at += 1
+        return logits
 
 
 @dataclass(frozen=True)

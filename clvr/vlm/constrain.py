@@ -13,6 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _LOG = logging.getLogger(__name__)
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As `replies` writes a decision into the history: what the model said is then not read again in the next round."""
 
 
 @cache
@@ -40,7 +42,7 @@ class Grammar:
             return None
         from llguidance import LLMatcher
 
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), {"whitespace_flexible": False})
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), _SPACING)
         inner = LLMatcher(self._tokenizer, grammar)
         return None if inner.is_error() else Matcher(inner, self._vocabulary)
 
