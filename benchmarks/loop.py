@@ -26,10 +26,10 @@ from clvr.budget import Budget
 from clvr.context import Context
 from clvr.flux2.generator import Flux2Generator
 from clvr.journal import Header, Journal
-from clvr.ports import Album, Checklist, Drawing, DrawProgress, Size
+from clvr.ports import NO_BRIEF, Album, Checklist, Drawing, DrawProgress, Size
 from clvr.shapes.controller import ShapesController
 from clvr.shapes.verifier import MeasuringVerifier
-from clvr.trajectory import Check, CheckVerdict, Decision, Goal, Trajectory, Verdict, generated
+from clvr.trajectory import Brief, Check, CheckVerdict, Decision, Goal, Trajectory, Verdict, generated
 from scripts.comfy import ROOT, ComfyError, find
 
 PROMPT = "a red circle to the left of a blue square"
@@ -64,7 +64,7 @@ class ScriptedController:
     def checklist(self, goal: Goal, images: Album) -> Checklist:
         return ShapesController().checklist(goal, images)
 
-    def decide(self, trajectory: Trajectory, images: Album) -> Decision:
+    def decide(self, trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> Decision:
         step = len(trajectory.steps)
         if not step:
             return Decision("generate", "Start with one object.", "a red circle")

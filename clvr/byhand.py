@@ -18,7 +18,7 @@ from .trajectory import Candidate, Check, Goal, Step, Verdict
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .loop import State
+    from .state import State
 
 
 def add_checks(state: State, checks: Iterable[Check], listen: Listener) -> State:

@@ -47,7 +47,7 @@ class Context:
 
     @property
     def text(self) -> str:
-        return "\n".join([self.goal, *(turn.line for turn in self.turns)])
+        return "\n".join([self.goal, *(turn.line for turn in self.turns if turn.line)])
 
 
 def build(trajectory: Trajectory, decision: Decision, album: Album) -> Context:
@@ -62,10 +62,16 @@ def build(trajectory: Trajectory, decision: Decision, album: Album) -> Context:
             f"It holds {', '.join(album) or 'no image'}.",
         )
     told = [s for s in trajectory.steps if s.accepted or s.label in decision.references]
-    turns = [Turn(s.index, narrate(s.decision), s.label) for s in told]
-    newest = Turn(len(trajectory.steps), narrate(decision))
+    goal = trajectory.goal.prompt.strip()
+    turns = [Turn(s.index, _beyond(goal, narrate(s.decision)), s.label) for s in told]
+    newest = Turn(len(trajectory.steps), _beyond(goal, narrate(decision)))
     images = tuple((label, album[label]) for label in decision.references)
-    return Context(trajectory.goal.prompt.strip(), (*turns, newest), images)
+    return Context(goal, (*turns, newest), images)
+
+
+def _beyond(goal: str, told: str) -> str:
+    """What a turn says, '' where that is the goal once more."""
+    return "" if told == _one_line(goal) else told
 
 
 def narrate(decision: Decision) -> str:

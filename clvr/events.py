@@ -53,9 +53,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawn:
+    """A batch of candidates, `first` the index of its first one."""
+
     step: int
     seeds: tuple[int, ...]
     pictures: Pictures
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from .budget import Budget
 from .errors import VLMError
-from .ports import Verifier
-from .trajectory import Check, CheckVerdict, Cost, Evidence, Usage, Verdict
+from .ports import Comparer, Preference, Verifier
+from .trajectory import Check, CheckVerdict, Cost, Evidence, Goal, Usage, Verdict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +23,7 @@ class Bench:
     verifier: Verifier
     budget: Budget
     spent: Cost
+    comparer: Comparer | None = None
     free: bool = False
     """Whether the verifier is known to answer without a VLM, so that the limit on calls is not its own."""
     cost: Cost = field(default_factory=Cost)
@@ -58,6 +59,20 @@ class Bench:
     ) -> list[Verdict | None]:
         """One verdict an image. `vital`: the first image is judged even where time is up."""
         return [self.judge(image, checks, references, last=vital and i == 0) for i, image in enumerate(images)]
+
+    def prefer(self, first: Image, second: Image, goal: Goal, references: Sequence[Image]) -> float | None:
+        """The probability that the first image is better; None where nobody could tell, or might be asked."""
+        forbidden = self._forbidden(last=False)
+        if self.comparer is None or forbidden:
+            return None
+        began = perf_counter()
+        try:
+            preference = self.comparer.prefer(first, second, goal, references)
+        except VLMError as error:
+            self._note(f"not compared: {error}")
+            preference = Preference(None, Usage(calls=1))
+        self.cost += Cost(seconds={"verify": perf_counter() - began}, usage=preference.usage)
+        return preference.first
 
     def exhausted(self, steps: int) -> str:
         total = self.spent + self.cost

@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from . import context
-from .budget import Budget
-from .byhand import add_checks, catch_up, further, overrule, revert
+from .byhand import add_checks, catch_up, overrule, revert
 from .errors import Cancelled, ReplyError, VLMError
 from .events import (
     Answer,
@@ -34,74 +32,15 @@ from .events import (
     ignore,
 )
 from .images import to_rgb
-from .judging import Bench
-from .policies import find_policy
-from .ports import Album, Controller, DrawProgress, Generator, Size, Verifier
+from .policies import Means, find_policy
+from .ports import Album, Comparer, Controller, DrawProgress, Generator, Verifier
 from .ports import Drawing as Pictures
-from .trajectory import (
-    Candidate,
-    Cost,
-    Decision,
-    Goal,
-    Step,
-    Trajectory,
-    Usage,
-    referenced,
-)
+from .selecting import charged, judge, judge_further, open_bench, passes, propose
+from .state import Pending, Ports, Settings, State
+from .trajectory import Cost, Decision, Goal, Step, Trajectory, Usage, referenced
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class Settings:
-    """`size` None is the generator's own."""
-
-    budget: Budget = field(default_factory=Budget)
-    policy: str = "clvr"
-    size: Size | None = None
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Who plans, who draws, who judges."""
-
-    controller: Controller
-    generator: Generator
-    verifier: Verifier
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A round in the making: the decision, then its pictures."""
-
-    decision: Decision
-    images: tuple[Image, ...] = ()
-    seeds: tuple[int, ...] = ()
-    cost: Cost = field(default_factory=Cost)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything the next phase needs. `stop` is set once something asked the run to end."""
-
-    trajectory: Trajectory
-    album: Album
-    settings: Settings = field(default_factory=Settings)
-    pending: Pending | None = None
-    stop: str = ""
-    resumable: bool = False
-
-    @property
-    def spent(self) -> Cost:
-        return self.trajectory.cost + (self.pending.cost if self.pending else Cost())
-
-    @property
-    def best(self) -> Image | None:
-        """The run's result so far: the image of the best step, never merely the last."""
-        step = self.trajectory.best
-        return self.album[step.label] if step else None
 
 
 def run(
@@ -121,7 +60,7 @@ def proceed(state: State, ports: Ports, listen: Listener = ignore) -> State:
     while not stopped(state):
         state = plan(state, ports.controller, listen)
         state = draw(state, ports.generator, listen)
-        state = verify(state, ports.verifier, listen)
+        state = verify(state, ports.verifier, listen, ports.comparer)
     return finish(state, listen=listen)
 
 
@@ -196,13 +135,14 @@ def correct(state: State, answer: Answer | None, listen: Listener = ignore) -> S
 
 
 def draw(state: State, generator: Generator, listen: Listener = ignore) -> State:
-    """The decision's candidates. A stop in the middle gives the drawing up; its cost stays in the books."""
+    """The decision's candidates, or the next batch of them. A stop in the middle gives the drawing up; its cost
+    stays in the books."""
     pending = state.pending
     if pending is None or not awaits_drawing(state):
         return state
-    step = len(state.trajectory.steps)
-    count, warnings = _affordable(state, generator)
-    seeds = tuple(candidate_seed(state.trajectory.seed, step, k) for k in range(count))
+    step, done = len(state.trajectory.steps), len(pending.images)
+    count, warnings = _affordable(state, generator, done)
+    seeds = tuple(candidate_seed(state.trajectory.seed, step, done + k) for k in range(count))
     conditions = context.build(state.trajectory, pending.decision, state.album)
 
     def on_step(progress: DrawProgress) -> None:
@@ -225,8 +165,15 @@ def draw(state: State, generator: Generator, listen: Listener = ignore) -> State
 def awaits_drawing(state: State) -> bool:
     """Whether the next phase is to draw what was decided."""
     pending = state.pending
-    wanted = pending is not None and not pending.images and pending.decision.action != "stop"
-    return wanted and not stopped(state)
+    if pending is None or pending.decision.action == "stop" or stopped(state):
+        return False
+    if not pending.images:
+        return True
+    judged, budget = len(pending.candidates) == len(pending.images), state.settings.budget
+    spent, steps = state.spent, len(state.trajectory.steps)
+    return (
+        judged and len(pending.images) < budget.candidates and not budget.exhausted(spent, steps, spent.total_seconds)
+    )
 
 
 def receive(state: State, drawing: Pictures, listen: Listener = ignore) -> State:
@@ -239,9 +186,16 @@ def receive(state: State, drawing: Pictures, listen: Listener = ignore) -> State
     return _take(state, pending, drawing, seeds, listen)
 
 
-def verify(state: State, verifier: Verifier, listen: Listener = ignore) -> State:
-    """Judge the candidates and settle the step: it becomes the canvas, or is rolled back. After a decision to
-    stop: judge the canvas if that never happened, and stop."""
+def verify(
+    state: State,
+    verifier: Verifier,
+    listen: Listener = ignore,
+    comparer: Comparer | None = None,
+    settle: bool = False,
+) -> State:
+    """Judge the candidates and settle the step: it becomes the canvas, or is rolled back. Where the round may draw
+    more and none has passed, the step stays open, unless it is to `settle` now. After a decision to stop: judge the
+    canvas if that never happened, and stop."""
     pending = state.pending
     if pending is None:
         return state
@@ -249,20 +203,22 @@ def verify(state: State, verifier: Verifier, listen: Listener = ignore) -> State
         return state if state.stop else _conclude(state, verifier, listen)
     if not pending.images:
         return state
-    bench = _bench(state, verifier)
+    bench = open_bench(state, verifier, comparer)
     state = catch_up(state, bench, listen)
-    candidates = _judge(state, pending, bench)
+    pending = judge(state, pending, bench)
+    if not settle and awaits_drawing(dataclasses.replace(state, pending=pending)) and not passes(state, pending):
+        return dataclasses.replace(state, pending=charged(pending, bench))
     said: Answer | None = None
     while True:
-        step, notes = _propose(state, pending, candidates, bench)
-        answer = listen(Judged(step.index, candidates, step.chosen, step.accepted))
+        step, notes = propose(state, pending, bench)
+        answer = listen(Judged(step.index, pending.candidates, step.chosen, step.accepted))
         if answer:
             listen(Answered(step.index, "judged", answer))
         if not answer or not answer.checks or answer == said:
             break
         said = answer
         state = catch_up(add_checks(state, answer.checks, listen), bench, listen)
-        candidates = _judge_further(state, pending, candidates, bench)
+        pending = judge_further(state, pending, bench)
     step = overrule(step, answer)
     if answer and answer.back_to is not None:
         state = revert(state, answer.back_to, listen)
@@ -304,17 +260,29 @@ def candidate_seed(seed: int, step: int, candidate: int) -> int:
 
 
 def _ask(state: State, controller: Controller) -> Decision:
-    """A decision; the first one of a run must draw, and gets one more try."""
-    decision = controller.decide(state.trajectory, state.album)
+    """A decision on what the policy asks for; the first one of a run must draw, and gets one more try."""
+    brief = find_policy(state.settings.policy).brief(state.trajectory, _means(state))
+    decision = dataclasses.replace(controller.decide(state.trajectory, state.album, brief), brief=brief)
     if decision.action != "stop" or state.trajectory.steps:
         return decision
-    again = controller.decide(state.trajectory, state.album)
+    again = dataclasses.replace(controller.decide(state.trajectory, state.album, brief), brief=brief)
     if again.action == "stop":
         raise ReplyError(
             f"{controller.name} twice decided to stop before anything was drawn.",
             "Say in the prompt what the picture shows, or use another controller.",
         )
     return dataclasses.replace(again, usage=decision.usage + again.usage)
+
+
+def _means(state: State) -> Means:
+    """What the limits on steps and function evaluations leave; the latter once an image has shown its price."""
+    budget, steps = state.settings.budget, state.trajectory.steps
+    images = (budget.steps - len(steps)) * budget.candidates
+    drawn = sum(len(step.candidates) for step in steps)
+    if budget.nfe is not None and drawn:
+        each = max(1, sum(step.cost.nfe for step in steps) // drawn)
+        images = min(images, max(0, budget.nfe - state.spent.nfe) // each)
+    return Means(images, budget.candidates)
 
 
 def _mend(decision: Decision, state: State) -> tuple[Decision, tuple[str, ...]]:
@@ -338,28 +306,31 @@ def _mend(decision: Decision, state: State) -> tuple[Decision, tuple[str, ...]]:
     return mended, tuple(notes)
 
 
-def _affordable(state: State, generator: Generator) -> tuple[int, tuple[str, ...]]:
-    """How many candidates the function evaluations that are left can pay; never fewer than one."""
+def _affordable(state: State, generator: Generator, done: int) -> tuple[int, tuple[str, ...]]:
+    """How many candidates to draw after `done`: a batch, as far as the function evaluations that are left can
+    pay; never fewer than one."""
     budget = state.settings.budget
+    wanted = min(budget.batch or budget.candidates, budget.candidates - done)
     if budget.nfe is None:
-        return budget.candidates, ()
+        return wanted, ()
     left = budget.nfe - state.spent.nfe
-    count = max((n for n in range(1, budget.candidates + 1) if generator.nfe(n) <= left), default=1)
-    if count == budget.candidates:
+    count = max((n for n in range(1, wanted + 1) if generator.nfe(n) <= left), default=1)
+    if count == wanted:
         return count, ()
-    return count, (f"{count} of {budget.candidates} candidates: {left} function evaluations were left",)
+    return count, (f"{done + count} of {budget.candidates} candidates: {left} function evaluations were left",)
 
 
 def _take(state: State, pending: Pending, drawing: Pictures, seeds: tuple[int, ...], listen: Listener) -> State:
-    """The round with its pictures, and whatever was noted about them told."""
+    """The round with these pictures too, and whatever was noted about them told."""
+    left_out = () if pending.images else _left_out(state.trajectory, pending.decision)
     drawn = dataclasses.replace(
         pending,
-        images=tuple(to_rgb(image) for image in drawing.images),
-        seeds=seeds,
+        images=(*pending.images, *(to_rgb(image) for image in drawing.images)),
+        seeds=(*pending.seeds, *seeds),
         cost=pending.cost + Cost(drawing.nfe, drawing.seconds),
-        notes=(*pending.notes, *_left_out(state.trajectory, pending.decision), *drawing.notes),
+        notes=(*pending.notes, *left_out, *drawing.notes),
     )
-    answer = listen(Drawn(len(state.trajectory.steps), seeds, drawing))
+    answer = listen(Drawn(len(state.trajectory.steps), seeds, drawing, len(pending.images)))
     for warning in drawing.notes:
         answer = _merge(answer, listen(Warned(warning)))
     return _heed(dataclasses.replace(state, pending=drawn), answer)
@@ -375,49 +346,6 @@ def _phases(seconds: Mapping[str, float], wall: float) -> dict[str, float]:
     """Seconds by phase that add up to the wall time; what a generator left open counts as drawing."""
     rest = max(0.0, wall - sum(seconds.values()))
     return {**seconds, "draw": seconds.get("draw", 0.0) + rest}
-
-
-def _bench(state: State, verifier: Verifier) -> Bench:
-    verdicts = [c.active or c.passive for s in state.trajectory.steps for c in s.candidates]
-    free = any(v.usage.calls == 0 for v in verdicts if v)
-    return Bench(verifier, state.settings.budget, state.spent, free)
-
-
-def _judge(state: State, pending: Pending, bench: Bench) -> tuple[Candidate, ...]:
-    """Passive verdicts always; active ones each `verify_every`-th step, and in the last that may be drawn."""
-    goal, done = state.trajectory.goal, len(state.trajectory.steps) + 1
-    given = [state.album[label] for label in goal.labels()]
-    sources = [state.album[label] for label in pending.decision.references]
-    due = done % state.settings.budget.verify_every == 0 or bool(bench.exhausted(done))
-    active = bench.judge_each(pending.images, goal.checks, given, vital=True) if due else []
-    passive = bench.judge_each(pending.images, pending.decision.expects, sources)
-    if not due and bench.exhausted(done):
-        active = bench.judge_each(pending.images, goal.checks, given, vital=True)
-    verdicts = zip(pending.seeds, passive, active or [None] * len(passive), strict=True)
-    return tuple(Candidate(seed, own, whole) for seed, own, whole in verdicts)
-
-
-def _judge_further(
-    state: State, pending: Pending, candidates: Sequence[Candidate], bench: Bench
-) -> tuple[Candidate, ...]:
-    """The candidates judged on what was added to the goal since."""
-    goal = state.trajectory.goal
-    given = [state.album[label] for label in goal.labels()]
-    pairs = zip(candidates, pending.images, strict=True)
-    return tuple(further(candidate, goal, bench, image, given) for candidate, image in pairs)
-
-
-def _propose(
-    state: State, pending: Pending, candidates: tuple[Candidate, ...], bench: Bench
-) -> tuple[Step, tuple[str, ...]]:
-    """The step as the policy would settle it, and what is to be told of that."""
-    expects, policy = pending.decision.expects, find_policy(state.settings.policy)
-    chosen = policy.choose(candidates, state.trajectory.goal, expects)
-    ruling = policy.settle(state.trajectory, candidates[chosen], expects)
-    told = (*bench.notes, *ruling.notes)
-    cost, notes = pending.cost + bench.cost, (*pending.notes, *told)
-    index = len(state.trajectory.steps)
-    return Step(index, pending.decision, candidates, chosen, ruling.accepted, cost, notes), told
 
 
 def _settle(state: State, step: Step, images: tuple[Image, ...], listen: Listener) -> State:
@@ -438,7 +366,7 @@ def _conclude(state: State, verifier: Verifier, listen: Listener) -> State:
     canvas, goal = state.trajectory.canvas, state.trajectory.goal
     if canvas is None or canvas.winner.active is not None:
         return state
-    bench = _bench(state, verifier)
+    bench = open_bench(state, verifier)
     given = [state.album[label] for label in goal.labels()]
     verdict = bench.judge(state.album[canvas.label], goal.checks, given, last=True)
     if verdict is None:
@@ -492,3 +420,7 @@ def _merge(first: Answer | None, second: Answer | None) -> Answer | None:
 
 def _heed(state: State, answer: Answer | None) -> State:
     return dataclasses.replace(state, stop=answer.stop) if answer and answer.stop else state
+
+
+__all__ = ["Pending", "Ports", "Settings", "State", "awaits_drawing", "candidate_seed", "correct", "draw", "finish",
+           "plan", "proceed", "receive", "run", "start", "stopped", "verify"]  # fmt: skip

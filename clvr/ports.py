@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .trajectory import Check, Decision, Evidence, Goal, Trajectory, Usage, Verdict
+from .trajectory import Brief, Check, Decision, Evidence, Goal, Trajectory, Usage, Verdict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,23 +64,6 @@ class Drawing:
     nfe: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-Tactic = Literal["", "one-shot", "edit", "rephrase", "split", "redraw"]
-"""How a round is to go about its checks; '' leaves it to the controller. one-shot and redraw draw afresh, the
-former for the whole goal; edit changes the base; rephrase says the same in other words; split asks for less."""
-
-
-@dataclass(frozen=True)
-class Brief:
-    """What a policy wants of the next round: the ids of the goal's checks to work on (none: the controller
-    chooses), how, the label of the image to start from ('': the canvas), and a sentence for a controller that
-    reads."""
-
-    checks: tuple[str, ...] = ()
-    tactic: Tactic = ""
-    base: str = ""
-    note: str = ""
 
 
 NO_BRIEF = Brief()

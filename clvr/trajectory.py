@@ -23,6 +23,9 @@ VERSION = 1
 CheckKind = Literal["object", "count", "color", "shape", "size", "position", "absence", "text", "style", "other"]
 Outcome = Literal["pass", "fail", "unjudged", "skipped"]
 Action = Literal["generate", "edit", "stop"]
+Tactic = Literal["", "one-shot", "edit", "rephrase", "split", "redraw"]
+"""How a round goes about its checks; '' leaves it to the controller. one-shot and redraw draw the whole goal
+afresh; edit changes the canvas; rephrase says the same in other words; split asks for less at once."""
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of width and height, origin top left."""
 
@@ -166,10 +169,20 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Brief:
+    """What a policy asks of a round: the ids of the goal's checks to work on (none: the controller chooses), and
+    how."""
+
+    checks: tuple[str, ...] = ()
+    tactic: Tactic = ""
+
+
+@dataclass(frozen=True)
 class Decision:
     """A controller's reply: reasoning r_t, what to do, the instruction, and which images to condition on.
 
-    `expects` is the step's own checklist, made from the instruction, for passive verification (section 3.1)."""
+    `expects` is the step's own checklist, made from the instruction, for passive verification (section 3.1).
+    `brief` is what the policy had asked for."""
 
     action: Action
     reasoning: str = ""
@@ -178,6 +191,7 @@ class Decision:
     expects: tuple[Check, ...] = ()
     usage: Usage = Usage()
     raw: str = ""
+    brief: Brief = Brief()
 
 
 @dataclass(frozen=True)

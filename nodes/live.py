@@ -21,6 +21,8 @@ from .pixels import enlarged
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..clvr.loop import State
+
 PREVIEW_SECONDS = 0.2
 """Decoding a preview costs time, and nobody sees more than a few a second."""
 interrupted = comfy.model_management.throw_exception_if_processing_interrupted
@@ -57,6 +59,14 @@ class Live:
             server = PromptServer.instance
             server.send_progress_text(line, self._node, server.client_id)
         return self._stop()
+
+    def resume(self, state: State) -> None:
+        """Show a run that goes on from here."""
+        trajectory, budget = state.trajectory, state.settings.budget
+        self._rounds = max(1, budget.steps - len(trajectory.steps))
+        self(events.Started(trajectory.goal, budget, trajectory.seed))
+        if self.entry:
+            self.entry.watch.trajectory = trajectory
 
     def tell(self, told: Mapping[str, Any]) -> None:
         """Send a message about this run to the client that queued it."""
@@ -106,8 +116,8 @@ def describe(event: events.Event) -> Mapping[str, Any]:
             return {"kind": "planned", "step": step, "instruction": decision.instruction, **told}
         case events.Drawing(step, progress):
             return {"kind": "drawing", "step": step, "done": progress.step, "of": progress.steps}
-        case events.Drawn(step, seeds):
-            return {"kind": "drawn", "step": step, "images": len(seeds)}
+        case events.Drawn(step, seeds, _, first):
+            return {"kind": "drawn", "step": step, "images": first + len(seeds)}
         case events.Judged(step, _, chosen, accepted):
             return {"kind": "judged", "step": step, "chosen": chosen, "accepted": accepted}
         case events.Settled(step, _, trajectory):

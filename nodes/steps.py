@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .loop import goal_inputs, optional_inputs, settings_for, shown
+from .loop import continue_input, goal_inputs, optional_inputs, settings_for, shown
 from .sockets import Cast, Controller, Generator, LoopState, Run, Trajectory, Verifier
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ class CLVRStart(io.ComfyNode):
                 Controller.Input("controller", tooltip="Who makes the checklist."),
                 *goal_inputs(),
                 *optional_inputs(),
+                io.String.Input(
+                    "folder",
+                    default="clvr/run",
+                    optional=True,
+                    tooltip="Where in ComfyUI's output folder the run is kept, every round as soon as it is complete; "
+                    "a number is added. Empty: nowhere, until CLVR Save Trajectory.",
+                ),
+                continue_input(),
             ],
             outputs=[LoopState.Output(display_name="run"), io.String.Output(display_name="checklist")],
             hidden=[io.Hidden.unique_id],
@@ -52,18 +61,27 @@ class CLVRStart(io.ComfyNode):
         height: int,
         budget: Budget | None = None,
         references: Tensor | None = None,
+        folder: str = "clvr/run",
+        continue_from: Run | None = None,
     ) -> io.NodeOutput:
         from ..clvr import loop
         from ..clvr.trajectory import Goal
-        from . import board
+        from . import board, books
         from .live import Live
         from .pixels import to_pictures
 
         name, settings = board.new_name(cls.hidden.unique_id), settings_for(budget, width, height)
         live = Live(cls.hidden.unique_id, entry=board.opened(name))
-        state = loop.start(Goal(prompt), to_pictures(references), controller.port, settings, seed, live)
-        checklist = "\n".join(check.question for check in state.trajectory.goal.checks)
-        return io.NodeOutput(Run(state, id=name).after(state, controller=controller), checklist)
+        if continue_from:
+            run = dataclasses.replace(books.resumed(continue_from, budget), id=name, prefix=folder)
+            live.resume(run.state)
+        else:
+            state = loop.start(Goal(prompt), to_pictures(references), controller.port, settings, seed, live)
+            run = Run(state, id=name, prefix=folder).after(state, controller=controller)
+            with books.Book(run) as book:
+                run = book.begin(run)
+        checklist = "\n".join(check.question for check in run.state.trajectory.goal.checks)
+        return io.NodeOutput(run, checklist)
 
 
 class CLVRPlan(io.ComfyNode):
@@ -139,16 +157,17 @@ class CLVRVerify(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, verifier: Cast[ports.Verifier]) -> io.NodeOutput:
         from ..clvr import loop
-        from . import board
+        from . import board, books
         from .live import Live
         from .pixels import to_tensor
 
         live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
-        state = loop.verify(run.state, verifier.port, live)
+        with books.Book(run.after(run.state, verifier=verifier)) as book:
+            state = loop.verify(run.state, verifier.port, book.then(live), settle=True)
+            after = book.left(run.after(state, live.candidates, verifier=verifier))
         canvas, step = state.trajectory.canvas, (state.trajectory.steps or (None,))[-1]
         image = state.album[canvas.label] if canvas else blank((64, 64))
         score = state.trajectory.score(step) if step else None
-        after = run.after(state, live.candidates, verifier=verifier)
         return io.NodeOutput(after, to_tensor([image]), score or 0.0, _verdict(state))
 
 
@@ -172,12 +191,13 @@ class CLVRFinish(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run) -> io.NodeOutput:
         from ..clvr import loop
-        from . import board
+        from . import board, books
         from .live import Live
         from .records import pictures_of
 
         live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
-        done = run.after(loop.finish(run.state, listen=live))
+        with books.Book(run) as book:
+            done = book.left(run.after(loop.finish(run.state, listen=book.then(live))))
         return io.NodeOutput(*pictures_of(done), done, ui=shown([done.state.best], cls))
 
 

@@ -62,7 +62,7 @@ class FakeController:
     def checklist(self, goal, images):
         return Checklist(self.checks, self.usage)
 
-    def decide(self, trajectory, images):
+    def decide(self, trajectory, images, brief=None):
         script = self.script or [Decision("generate", "Something grey.", "a grey", expects=(STEP_CHECK,))]
         decision = script[min(self.asked, len(script) - 1)]
         self.asked += 1
@@ -111,7 +111,7 @@ def kill_test_parts():
     script = [draw("a first grey"), *(draw(f"grey {i}", "edit") for i in range(1, 9))]
 
     class Patient(FakeController):
-        def decide(self, trajectory, images):
+        def decide(self, trajectory, images, brief=None):
             return script[len(trajectory.steps)]
 
     ports = Ports(Patient(), FakeGenerator(pause=0.005), FakeVerifier(blind=("c4",)))

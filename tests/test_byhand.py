@@ -156,7 +156,7 @@ class Cut(Exception):
 
 
 class Patient(FakeController):
-    def decide(self, trajectory, images):
+    def decide(self, trajectory, images, brief=None):
         return draw(f"grey {len(trajectory.steps)}", "edit" if trajectory.steps else "generate")
 
 

@@ -8,8 +8,9 @@ from PIL import Image
 from clvr import events, loop
 from clvr.budget import Budget
 from clvr.errors import FormatError, ReplyError, VLMError
-from clvr.events import Answer
+from clvr.events import Answer, Drawn
 from clvr.loop import Ports, Settings, State
+from clvr.ports import Preference
 from clvr.trajectory import Decision, Goal, Usage, referenced
 
 from .engine_fixtures import CHECKS, SIZE, FakeController, FakeGenerator, FakeVerifier, draw, stop
@@ -364,3 +365,92 @@ def test_an_unknown_policy_is_refused_before_anything_is_asked():
     given = ports([250])
     with pytest.raises(FormatError, match="magic"):
         loop.run(GOAL, [], given, Settings(policy="magic"))
+
+
+def in_batches(greys, **budget):
+    given = ports(greys)
+    told = []
+    state = run(given, Budget(steps=1, **budget), listen=told.append)
+    return state, given, [event for event in told if isinstance(event, Drawn)]
+
+
+def test_candidates_are_drawn_in_batches_until_one_passes():
+    state, given, drawn = in_batches([0, 0, 0, 120, 9, 9], candidates=6, batch=2)
+    step = state.trajectory.steps[0]
+    assert [(event.first, len(event.seeds)) for event in drawn] == [(0, 2), (2, 2)]
+    assert (len(step.candidates), step.chosen) == (4, 3)
+    assert state.trajectory.cost.nfe == given.generator.nfe(4)
+
+
+def test_a_candidate_that_satisfies_the_goal_saves_the_others():
+    state, _, drawn = in_batches([255, 0, 0, 0], candidates=4, batch=1)
+    assert len(drawn) == len(state.trajectory.steps[0].candidates) == 1
+
+
+def test_where_none_passes_every_candidate_is_drawn_and_the_best_chosen():
+    state, _, _ = in_batches([0, 0, 0], candidates=3, batch=1)
+    assert len(state.trajectory.steps[0].candidates) == 3
+
+
+def test_batches_give_the_candidates_that_one_draw_gives():
+    whole, _, _ = in_batches([], candidates=4)
+    parts, _, _ = in_batches([], candidates=4, batch=1)
+    seeds = [[c.seed for c in s.trajectory.steps[0].candidates] for s in (whole, parts)]
+    assert seeds[1] == seeds[0][: len(seeds[1])]
+
+
+def test_a_batch_is_not_begun_once_the_evaluations_are_used():
+    state, _, drawn = in_batches([0, 0, 0, 0], candidates=4, batch=1, nfe=4)
+    assert len(drawn) == 2
+    assert state.trajectory.cost.nfe == 4
+
+
+def test_a_stop_between_two_batches_settles_what_is_drawn():
+    given = ports([0, 0, 0])
+
+    def listen(event):
+        return Answer(stop="enough") if isinstance(event, Drawn) else None
+
+    state = loop.run(GOAL, [], given, Settings(Budget(candidates=3, batch=1)), 0, listen)
+    assert (len(state.trajectory.steps), len(state.trajectory.steps[0].candidates)) == (1, 1)
+    assert state.trajectory.stop_reason == "enough"
+
+
+class Scripted:
+    """A comparer that prefers what it is told to."""
+
+    name = "scripted"
+
+    def __init__(self, first):
+        self.first, self.asked = first, 0
+
+    def prefer(self, first, second, goal, references=()):
+        self.asked += 1
+        return Preference(self.first, Usage(calls=2))
+
+
+def compared(first, greys, **budget):
+    comparer = Scripted(first)
+    given = dataclasses.replace(ports(greys), comparer=comparer)
+    return loop.run(GOAL, [], given, Settings(Budget(**budget))).trajectory, comparer
+
+
+def test_candidates_that_the_verdicts_leave_even_are_compared_pair_by_pair():
+    for first, chosen in ((0.9, 2), (0.5, 0), (0.1, 0), (None, 0)):
+        trajectory, comparer = compared(first, [60, 60, 60], steps=1, candidates=3)
+        assert (trajectory.steps[0].chosen, comparer.asked) == (chosen, 2)
+        assert trajectory.cost.usage.calls == 4
+
+
+def test_candidates_with_different_verdicts_are_not_compared():
+    trajectory, comparer = compared(0.9, [60, 120], steps=1, candidates=2)
+    assert (trajectory.steps[0].chosen, comparer.asked) == (1, 0)
+
+
+def test_at_the_same_score_the_side_by_side_decides_whether_the_canvas_stays():
+    trajectory, _ = compared(0.1, [60, 60], steps=2)
+    assert [step.accepted for step in trajectory.steps] == [True, False]
+    assert "side by side" in " ".join(trajectory.steps[1].notes)
+    assert trajectory.best.index == 0
+    trajectory, _ = compared(0.9, [60, 60], steps=2)
+    assert [step.accepted for step in trajectory.steps] == [True, True]

@@ -8,6 +8,7 @@ from clvr.trajectory import Candidate, Check, CheckVerdict, Decision, Goal, Step
 
 GOAL = Goal("x", checks=tuple(Check(n, f"{n}?") for n in "abcd"))
 EXPECTS = (Check("e", "e?"), Check("f", "f?"))
+DECISION = Decision("edit", expects=EXPECTS)
 POLICY = find_policy("clvr")
 
 
@@ -42,7 +43,7 @@ def before(passes, judged=True):
     ],
 )
 def test_the_candidate_is_chosen_by_active_then_passive_score_then_index(candidates, chosen):
-    assert POLICY.choose(candidates, GOAL, EXPECTS) == chosen
+    assert POLICY.choose(Trajectory(GOAL), candidates, DECISION) == chosen
 
 
 @pytest.mark.parametrize(
@@ -65,14 +66,14 @@ def test_the_candidate_is_chosen_by_active_then_passive_score_then_index(candida
     ],
 )
 def test_a_drawing_is_kept_unless_it_made_things_worse(canvas, candidate, accepted, said):
-    ruling = POLICY.settle(before(canvas), candidate, EXPECTS)
+    ruling = POLICY.settle(before(canvas), candidate, DECISION)
     assert ruling.accepted == accepted
     assert said in " ".join(ruling.notes)
     assert bool(ruling.notes) == bool(said)
 
 
 def test_the_first_drawing_becomes_the_canvas_whatever_it_is():
-    assert POLICY.settle(Trajectory(GOAL), Candidate(0, passive("fail"), active(0)), EXPECTS).accepted
+    assert POLICY.settle(Trajectory(GOAL), Candidate(0, passive("fail"), active(0)), DECISION).accepted
 
 
 def test_policies_are_found_by_name():

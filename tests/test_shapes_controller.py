@@ -8,7 +8,7 @@ import random
 import pytest
 
 from clvr.errors import GrammarError
-from clvr.policies import ClosedLoop
+from clvr.policies.clvr import ClosedLoop
 from clvr.ports import Album
 from clvr.shapes import sampler
 from clvr.shapes.controller import ShapesController, Where
@@ -55,7 +55,7 @@ def run(
         candidate = Candidate(0, passive, VERIFIER.judge(image, trajectory.goal.checks))
         if not failing:
             assert passive.satisfied(decision.expects)
-        ruling = ClosedLoop().settle(trajectory, candidate, decision.expects)
+        ruling = ClosedLoop().settle(trajectory, candidate, decision)
         trajectory = trajectory.append(Step(index, decision, (candidate,), 0, ruling.accepted))
     raise AssertionError
 

@@ -105,9 +105,9 @@ class Watch:
         match event:
             case events.Drawing(_, progress):
                 current.done, current.of = progress.step, progress.steps
-            case events.Drawn(step, seeds, pictures):
-                current.drawn = len(seeds)
-                self._keep(step, pictures.images)
+            case events.Drawn(step, seeds, pictures, first):
+                current.drawn = first + len(seeds)
+                self._keep(step, pictures.images, first)
             case events.Judged(_, candidates, chosen, accepted):
                 current.candidates, current.chosen, current.accepted = candidates, chosen, accepted
             case events.Answered(_, "planned", answer) if answer.back_to is not None:
@@ -115,8 +115,8 @@ class Watch:
             case events.Answered(_, "planned", answer) if answer.decision:
                 current.decision = answer.decision
 
-    def _keep(self, step: int, images: Iterable[Image]) -> None:
-        self.images.update({candidate_label(step, k): image for k, image in enumerate(images)})
+    def _keep(self, step: int, images: Iterable[Image], first: int = 0) -> None:
+        self.images.update({candidate_label(step, k): image for k, image in enumerate(images, first)})
 
 
 def spent(cost: Cost, steps: int, budget: Budget) -> list[dict[str, Any]]:

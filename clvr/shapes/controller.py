@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from ..errors import GrammarError
-from ..ports import Album, Checklist
-from ..trajectory import Check, Decision, Goal, Trajectory, referenced
+from ..ports import NO_BRIEF, Album, Checklist
+from ..trajectory import Brief, Check, Decision, Goal, Trajectory, referenced
 from . import reasoning
 from .checks import checklist, drawn, expectations
 from .edits import Anchor, Edit, apply, say
@@ -35,6 +35,9 @@ class Proposal:
     second: bool = False
 
 
+_OTHER_WORDS: Mapping[Where, Where] = {"none": "place", "place": "relation", "relation": "place"}
+
+
 class ShapesController:
     """`ports.Controller` for the built-in world.
 
@@ -55,26 +58,33 @@ class ShapesController:
         slots(spec, 0)
         return Checklist(checklist(spec))
 
-    def decide(self, trajectory: Trajectory, images: Album) -> Decision:
+    def decide(self, trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> Decision:
+        if brief.tactic == "rephrase":
+            other = ShapesController(self.first_objects, _OTHER_WORDS[self.where])
+            return other.decide(trajectory, images, dataclasses.replace(brief, tactic="edit"))
         spec = wanted(trajectory.goal, images)
         planned = slots(spec, trajectory.seed)
-        label = _canvas(trajectory)
+        label, checks = _canvas(trajectory), checklist(spec)
+        focus = tuple(c for c in checks if c.id in brief.checks)
+        at_once = brief.tactic in ("one-shot", "redraw") and not trajectory.goal.references
         if label is None:
-            return self._draw(spec, planned, reasoning.empty())
+            return _at_once(trajectory.goal, spec) if at_once else self._draw(planned, reasoning.empty(), focus)
         found = measure(images[label])
-        checks = checklist(spec)
         if judge_found(found, checks).satisfied(checks):
             return Decision("stop", reasoning.done())
+        if at_once:
+            return _at_once(trajectory.goal, spec)
         if _spoiled(found, spec):
-            return self._draw(spec, planned, reasoning.redraw())
+            return self._draw(planned, reasoning.redraw(), focus)
         proposals = list(self._proposals(spec, make_plan(spec, planned, found), found))
         if not proposals:
-            return self._draw(spec, planned, reasoning.redraw())
-        return _edit(_choose(proposals, trajectory, found, checks), found, label)
+            return self._draw(planned, reasoning.redraw(), focus)
+        return _edit(_choose(_towards(focus, proposals, found), trajectory, found, checks), found, label)
 
-    def _draw(self, spec: Spec, planned: Sequence[Slot], reason: str) -> Decision:
-        """Draw the first few objects, in their places."""
-        first = [s.item for s in planned[: max(1, self.first_objects)]]
+    def _draw(self, planned: Sequence[Slot], reason: str, focus: Sequence[Check] = ()) -> Decision:
+        """Draw the first few objects, of those that the round is about, in their places."""
+        about = [slot for slot in planned if _serves(slot, focus)] or planned
+        first = [s.item for s in about[: max(1, self.first_objects)]]
         groups = tuple(Group(i.noun, 1, i.cell) for i in first)
         return Decision("generate", reason, reasoning.draw(groups), expects=drawn(Spec(groups)))
 
@@ -163,6 +173,22 @@ def wanted(goal: Goal, images: Album) -> Spec:
 @lru_cache(maxsize=64)
 def _parsed(prompt: str) -> Spec:
     return parse(prompt)
+
+
+def _at_once(goal: Goal, spec: Spec) -> Decision:
+    """The whole goal as the instruction, and nothing to add to it."""
+    return Decision("generate", "", goal.prompt, expects=drawn(spec))
+
+
+def _serves(slot: Slot, focus: Sequence[Check]) -> bool:
+    """Whether a picture of this object alone satisfies one of the checks."""
+    return bool(judge_found(seen(Scene((slot.item,))), focus).score(focus))
+
+
+def _towards(focus: Sequence[Check], proposals: Sequence[Proposal], found: Sequence[Found]) -> Sequence[Proposal]:
+    """Those proposals that promise more of the checks in focus; all where none does."""
+    now = judge_found(found, focus).score(focus) or 0.0
+    return [p for p in proposals if _promise(p.edit, found, focus) > now] or proposals
 
 
 def _canvas(trajectory: Trajectory) -> str | None:

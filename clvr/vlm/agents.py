@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import VLMConnectionError, VLMError, VLMSetupError
-from ..ports import Album, Checklist
+from ..ports import NO_BRIEF, Album, Checklist
 from ..trajectory import (
+    Brief,
     Check,
     CheckVerdict,
     Decision,

@@ -5,10 +5,27 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import Literal, get_args
 
-PromptName = Literal["checklist", "plan", "judge", "repair"]
-VERSIONS: dict[PromptName, int] = {"checklist": 1, "plan": 1, "judge": 1, "repair": 1}
+from ..trajectory import Tactic
+
+RubricName = Literal[
+    "rate_imagine",
+    "rate_wise",
+    "rate_wise_verified",
+    "rate_prism_imagination",
+    "rate_prism_entity",
+    "rate_prism_text_rendering",
+    "rate_prism_style",
+    "rate_prism_affection",
+    "rate_prism_composition",
+    "rate_prism_long_text",
+    "rate_prism_aesthetic",
+]
+PromptName = Literal["checklist", "plan", "judge", "repair", "tactics"] | RubricName
+VERSIONS: dict[PromptName, int] = {"checklist": 1, "plan": 1, "judge": 1, "repair": 1, "tactics": 1} | {
+    name: 1 for name in get_args(RubricName)
+}
 
 _FOLDER = Path(__file__).with_name("prompts")
 
@@ -26,3 +43,9 @@ def text(name: PromptName) -> str:
 def repair(error: str) -> str:
     """What a model is told about a reply that could not be used."""
     return Template(text("repair")).substitute(error=error)
+
+
+def tactic(name: Tactic) -> str:
+    """What a controller is told of the tactic that the policy asks for; '' for none."""
+    lines = dict(line.split(": ", 1) for line in text("tactics").splitlines())
+    return lines[name] if name else ""
