@@ -1,0 +1,37 @@
+"""The built-in suite: held-back prompts of the built-in world, whose checks the measuring verifier can answer."""
+
+from __future__ import annotations
+
+import random
+
+from ..shapes.checks import checklist
+from ..shapes.sampler import CATEGORIES, prompt
+from ..shapes.scene import Spec
+from .suite import Item, Suite
+
+A_CATEGORY = 100
+"""Prompts a category at most: few can be said of one object."""
+_SEED = 1
+_TRIES = 2000
+
+
+def builtin() -> Suite:
+    """Always the same prompts, none of which any training saw."""
+    items = tuple(item for category in CATEGORIES for item in _category(category))
+    return Suite("builtin", "Built-in world", items, "category")
+
+
+def _category(category: str) -> list[Item]:
+    rng = random.Random(f"{_SEED}/{category}")
+    found: dict[str, Spec] = {}
+    for _ in range(_TRIES):
+        text, spec = prompt(category, rng, held=True)
+        found.setdefault(text, spec)
+        if len(found) == A_CATEGORY:
+            break
+    return [_item(f"{category}-{i:03}", category, text, spec) for i, (text, spec) in enumerate(found.items())]
+
+
+def _item(name: str, category: str, text: str, spec: Spec) -> Item:
+    tags = {"category": category, "objects": str(spec.total)}
+    return Item(name, text, tags, f"{name}.png", checklist(spec))
