@@ -9,10 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import builtin
 from .errors import ClvrError, MissingFileError, VLMError, VLMSetupError
 from .ports import Controller, Generator, Verifier
+
+if TYPE_CHECKING:
+    from .vlm.chat import ChatClient
 
 BUILTIN = "builtin"
 TRANSFORMERS = "transformers:"
@@ -107,15 +111,21 @@ def load_judges(choice: Choice) -> tuple[Controller, Verifier]:
         from .shapes.verifier import MeasuringVerifier
 
         return ShapesController(), MeasuringVerifier()
-    from .vlm import OpenAIClient, VLMController, VLMVerifier
+    from .vlm import VLMController, VLMVerifier
 
+    client = load_client(choice)
+    return VLMController(client), VLMVerifier(client, logprobs=choice.vlm.startswith(TRANSFORMERS))
+
+
+def load_client(choice: Choice) -> ChatClient:
+    """The VLM itself. Raises as `load_judges`."""
     if choice.vlm.startswith(TRANSFORMERS):
         from .vlm.local import LocalClient
 
-        local = LocalClient.load(choice.vlm.removeprefix(TRANSFORMERS), device=choice.device, dtype=choice.dtype)
-        return VLMController(local), VLMVerifier(local, logprobs=True)
-    client = OpenAIClient(choice.vlm, choice.vlm_model or None, api_key(choice))
-    return VLMController(client), VLMVerifier(client)
+        return LocalClient.load(choice.vlm.removeprefix(TRANSFORMERS), device=choice.device, dtype=choice.dtype)
+    from .vlm import OpenAIClient
+
+    return OpenAIClient(choice.vlm, choice.vlm_model or None, api_key(choice))
 
 
 def api_key(choice: Choice) -> str | None:

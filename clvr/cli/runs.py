@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError
-from .common import FAILED, OK, image_size, say
+from .common import FAILED, OK, say
+from .opening import add_drawing, add_models, choice_of, open_generator
 
 if TYPE_CHECKING:
     from ..events import Answer, Event
     from ..journal import Journal, Record
     from ..loop import Ports, State
     from ..models import Choice
-    from ..ports import Generator
     from ..terminal import Progress
 
 BUDGET = (
@@ -53,23 +53,11 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("prompt")
     add("--reference", type=Path, action="append", default=[], metavar="IMG", help="a picture to start from")
-    add("--model", default="builtin", metavar="NAME", help="builtin, a FLUX.2 [klein] folder, or a hub id")
-    add(
-        "--vlm",
-        default="",
-        metavar="URL",
-        help="builtin, or an OpenAI-compatible server that plans and judges",
-    )
-    add("--vlm-model", default="", metavar="NAME", help="the server's model; its only one when not given")
+    add_models(command)
     add("--budget", default="", metavar="LIMITS", help=BUDGET)
     add("--policy", default="clvr", metavar="NAME", help="how the loop is run (clvr)")
     add("--seed", type=int, help="the same seed gives the same run; random when not given")
-    add("--size", type=image_size, metavar="WxH", help="pixels; the model's own when not given")
-    add("--steps", type=int, help="denoising steps; the model's own when not given")
-    add("--guidance", type=float, help="classifier-free guidance; the model's own when not given")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
-    add("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    add("--offload", default="none", help="none, model or sequential: keep weights in CPU memory while idle")
+    add_drawing(command)
     add("--out", type=Path, metavar="DIR", help="run folder; out/<time>-<prompt> when not given")
     command.set_defaults(command=_generate)
 
@@ -79,13 +67,12 @@ def _generate(options: argparse.Namespace) -> int:
     from ..budget import Budget
     from ..images import load_image
     from ..journal import Header, Journal
-    from ..models import Choice, load_judges
+    from ..models import load_judges
     from ..terminal import Progress
     from ..trajectory import Goal
 
     budget = Budget.parse(options.budget)
-    names = {f.name for f in dataclasses.fields(Choice)} & vars(options).keys()
-    choice = Choice(**{name: getattr(options, name) for name in names}).resolved()
+    choice = choice_of(options).resolved()
     references = [load_image(path) for path in options.reference]
     seed = secrets.randbits(32) if options.seed is None else options.seed
     folder = options.out or _default_folder(options.prompt)
@@ -94,7 +81,7 @@ def _generate(options: argparse.Namespace) -> int:
         controller, verifier = load_judges(choice)
         settings = loop.Settings(budget, options.policy, options.size)
         state = loop.start(Goal(options.prompt), references, controller, settings, seed, progress.listen)
-        generator = _open_generator(choice)
+        generator = open_generator(choice)
         ports = loop.Ports(controller, generator, verifier)
         size = options.size or generator.default_size
         journal.begin(Header.of(state, size, _names(ports), choice.options()), references)
@@ -120,20 +107,11 @@ def _resume(options: argparse.Namespace) -> int:
             return _present(record)
         header = record.header
         controller, verifier = load_judges(choice)
-        ports = loop.Ports(controller, _open_generator(choice), verifier)
+        ports = loop.Ports(controller, open_generator(choice), verifier)
         settings = loop.Settings(header.budget, header.policy, header.size)
         progress = Progress(header.budget.steps)
         progress.show(record.trajectory)
         return _proceed(loop.State(record.trajectory, album, settings), ports, book, progress)
-
-
-def _open_generator(choice: Choice) -> Generator:
-    """The generator, without the loaders' own progress bars between ours."""
-    from ..flux2.loading import silence
-    from ..models import load_generator
-
-    silence()
-    return load_generator(choice)
 
 
 def _recorded_choice(record: Record, vlm: str) -> Choice:
@@ -172,21 +150,11 @@ def _proceed(state: State, ports: Ports, journal: Journal, progress: Progress) -
 
 def _present(record: Record) -> int:
     """Write what a person looks at, and say where it is. Raises FormatError for a run without a drawing."""
-    from ..images import save_png
-    from ..report import RunInfo, contact_sheet, save_final, write_report
+    from ..report import write_folder
 
-    folder, trajectory, models = record.folder, record.trajectory, record.header.models
-    if trajectory.best is None:
-        raise FormatError(f"{folder} holds no complete round yet.", f"Continue it with: clvr resume {folder}")
-    pictures = record.pictures()
-    if trajectory.best.label not in pictures:
-        record.album()  # names the damaged file
-    save_final(pictures[trajectory.best.label], folder / "final.png", trajectory=trajectory, models=models)
-    save_png(contact_sheet(trajectory, pictures), folder / "sheet.png")
-    info = RunInfo(record.header.budget, models, trajectory.cost.total_seconds)
-    write_report(trajectory, pictures, folder / "report.html", settings=info)
+    write_folder(record)
     for name in ("final.png", "sheet.png", "report.html", "trajectory.json"):
-        print(folder / name)
+        print(record.folder / name)
     return OK
 
 

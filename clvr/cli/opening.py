@@ -1,0 +1,47 @@
+"""Who draws, plans and judges, as options of a command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+from .common import image_size
+
+if TYPE_CHECKING:
+    from ..models import Choice
+    from ..ports import Generator
+
+
+def add_models(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--model", default="builtin", metavar="NAME", help="builtin, a FLUX.2 [klein] folder, or a hub id")
+    add("--vlm", default="", metavar="URL", help="builtin, or an OpenAI-compatible server that plans and judges")
+    add("--vlm-model", default="", metavar="NAME", help="the server's model; its only one when not given")
+
+
+def add_drawing(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--size", type=image_size, metavar="WxH", help="pixels; the model's own when not given")
+    add("--steps", type=int, help="denoising steps; the model's own when not given")
+    add("--guidance", type=float, help="classifier-free guidance; the model's own when not given")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
+    add("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    add("--offload", default="none", help="none, model or sequential: keep weights in CPU memory while idle")
+
+
+def choice_of(options: argparse.Namespace) -> Choice:
+    """As named, with what is left open still open."""
+    from ..models import Choice
+
+    names = {f.name for f in dataclasses.fields(Choice)} & vars(options).keys()
+    return Choice(**{name: getattr(options, name) for name in names})
+
+
+def open_generator(choice: Choice) -> Generator:
+    """The generator, without the loaders' own progress bars between ours."""
+    from ..flux2.loading import silence
+    from ..models import load_generator
+
+    silence()
+    return load_generator(choice)
