@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clvr import pen
 from clvr.dswm import plot
 from clvr.dswm.merge import Outcome
 from clvr.dswm.recipe import Recipe, Source, Strength
@@ -218,7 +219,7 @@ def test_the_picture_shows_every_increment(sizes, count):
     ARTIFACTS.mkdir(exist_ok=True)
     picture.save(ARTIFACTS / f"merge-{sizes[0]}+{sizes[1]}-{count}.png")
     shown = {color for _, color in picture.getcolors(picture.width * picture.height) or ()}
-    for color in plot._COLORS[: min(count, 6)]:
+    for color in pen.COLORS[: min(count, 6)]:
         assert tuple(bytes.fromhex(color[1:])) in shown
     assert picture.width == plot.WIDTH
 
@@ -226,7 +227,7 @@ def test_the_picture_shows_every_increment(sizes, count):
 @settings(deadline=None)
 @given(st.floats(-1, 1), st.floats(1e-6, 2))
 def test_an_axis_has_a_handful_of_ticks_within_it(low, span):
-    scale = plot._linear(low, low + span, str)
+    scale = pen.linear(low, low + span, str)
     assert 2 <= len(scale.ticks) <= 7
     assert all(0 <= scale.place(value) <= 1 for value, _ in scale.ticks)
 
