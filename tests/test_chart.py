@@ -33,8 +33,8 @@ def test_an_interval_is_drawn_above_and_below_its_point():
     points = (Point(1, 0.2), Point(2, 0.5), Point(3, 0.8))
     wide = (points[0], Point(2, 0.5, 0.3, 0.7), points[2])
     inked = []
-    for given in (points, wide):
-        picture = draw("", [chart((Line("a", given),))])
+    for some in (points, wide):
+        picture = draw("", [chart((Line("a", some),))])
         inked.append(sum(n for n, color in picture.getcolors(picture.width * picture.height) if color[0] < 200))
     assert inked[1] > inked[0] + 100
 
