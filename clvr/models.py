@@ -103,8 +103,8 @@ def load_generator(choice: Choice) -> Generator:
     )
 
 
-def load_judges(choice: Choice) -> tuple[Controller, Verifier]:
-    """Raises VLMSetupError for an address that is none; for a VLM in this process MissingFileError, WeightsError,
+def load_judges(choice: Choice, client: ChatClient | None = None) -> tuple[Controller, Verifier]:
+    """`client`: the VLM, where it is open already. Raises VLMSetupError for an address that is none; for a VLM in this process MissingFileError, WeightsError,
     SettingError, DeviceMemoryError."""
     if choice.vlm == BUILTIN:
         from .shapes.controller import ShapesController
@@ -113,7 +113,7 @@ def load_judges(choice: Choice) -> tuple[Controller, Verifier]:
         return ShapesController(), MeasuringVerifier()
     from .vlm import VLMController, VLMVerifier
 
-    client = load_client(choice)
+    client = client or load_client(choice)
     return VLMController(client), VLMVerifier(client, logprobs=choice.vlm.startswith(TRANSFORMERS))
 
 
