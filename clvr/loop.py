@@ -33,7 +33,7 @@ from .events import (
 )
 from .images import to_rgb
 from .policies import Means, find_policy
-from .ports import Album, Comparer, Controller, DrawProgress, Generator, Verifier
+from .ports import Album, Comparer, Controller, DrawProgress, Generator, Verifier, release
 from .ports import Drawing as Pictures
 from .selecting import charged, judge, judge_further, open_bench, passes, propose
 from .state import Pending, Ports, Settings, State
@@ -56,12 +56,16 @@ def run(
 
 
 def proceed(state: State, ports: Ports, listen: Listener = ignore) -> State:
-    """Go on from any state between two rounds, a resumed one too, to the end."""
-    while not stopped(state):
-        state = plan(state, ports.controller, listen)
-        state = draw(state, ports.generator, listen)
-        state = verify(state, ports.verifier, listen, ports.comparer)
-    return finish(state, listen=listen)
+    """Go on from any state between two rounds, a resumed one too, to the end. However it ends, the ports keep
+    nothing of the run."""
+    try:
+        while not stopped(state):
+            state = plan(state, ports.controller, listen)
+            state = draw(state, ports.generator, listen)
+            state = verify(state, ports.verifier, listen, ports.comparer)
+        return finish(state, listen=listen)
+    finally:
+        release(ports.controller, ports.generator, ports.verifier, ports.comparer)
 
 
 def start(

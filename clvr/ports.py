@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from .trajectory import Brief, Check, Decision, Evidence, Goal, Trajectory, Usage, Verdict
 
@@ -157,3 +157,19 @@ class Teacher(Protocol):
     """Distils a context into proxy prompts (eq. 2)."""
 
     def proxy(self, context: Context) -> Proxy: ...
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """Whatever keeps something in memory from one call of a run to the next."""
+
+    def release(self) -> None:
+        """The run is over: drop it."""
+        ...
+
+
+def release(*held: object) -> None:
+    """End of a run for those of these that keep something."""
+    for one in held:
+        if isinstance(one, Keeper):
+            one.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 
@@ -11,18 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from clvr import events, loop
 from clvr.errors import DeviceMemoryError, MissingFileError, ReplyError, SettingError, VLMError, WeightsError
 from clvr.ports import Album
 from clvr.trajectory import Candidate, Check, CheckVerdict, Decision, Goal, Step, Trajectory, Verdict, generated
-from clvr.vlm import Message, VLMController, replies
+from clvr.vlm import Message, VLMController, VLMVerifier, replies
 from clvr.vlm.certainty import probabilities
 from clvr.vlm.folder import find
 from clvr.vlm.local import LocalClient, LocalSettings, Resident
 from clvr.vlm.prefix import common
 
 from .tiny_vlm import TEMPLATE, Told, make
+from .vlm_lessons import FIRST, Painter
 
-RED, BLUE = Check("red", "Is it red?"), Check("blue", "Is it blue?")
+RED = Check("red", "Is it red?")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,27 @@ def test_what_is_kept_stays_within_its_bytes_and_release_drops_it(make_client):
         client.chat(messages)
     assert 0 < client._prefixes.bytes < 1 << 20
     client.release()
+    assert client._prefixes.bytes == 0
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_nothing_is_kept_when_a_run_is_over_or_broken_off(loaded, broken_off):
+    told = Told(loaded.qwen.model, loaded.qwen.processor, "told")
+    client = LocalClient(told)
+    kept = []
+
+    def listen(event):
+        kept.append(client._prefixes.bytes)
+        if isinstance(event, events.Drawn):
+            told.say(replies.dump_judgement([CheckVerdict("red", "pass")]))
+        if isinstance(event, events.Judged) and broken_off:
+            raise KeyboardInterrupt
+
+    told.say(replies.dump_decision(FIRST))
+    ports = loop.Ports(VLMController(client), Painter(), VLMVerifier(client))
+    with pytest.raises(KeyboardInterrupt) if broken_off else contextlib.nullcontext():
+        assert loop.run(Goal("a red picture", checks=(RED,)), [], ports, listen=listen).stop.startswith("the score 1")
+    assert max(kept) > 0
     assert client._prefixes.bytes == 0
 
 

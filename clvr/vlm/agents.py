@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import VLMConnectionError, VLMError, VLMSetupError
-from ..ports import NO_BRIEF, Album, Checklist
+from ..ports import NO_BRIEF, Album, Checklist, release
 from ..trajectory import (
     Brief,
     Check,
@@ -39,6 +39,9 @@ class VLMController:
     @property
     def name(self) -> str:
         return f"{self._client.name} ({templates.identity('checklist')}, {templates.identity('plan')})"
+
+    def release(self) -> None:
+        release(self._client)
 
     def checklist(self, goal: Goal, images: Album) -> Checklist:
         """Raises VLMError."""
@@ -152,6 +155,9 @@ class VLMVerifier:
     @property
     def name(self) -> str:
         return f"{self._client.name} ({templates.identity('judge')})"
+
+    def release(self) -> None:
+        release(self._client)
 
     def judge(self, image: Image, checks: Sequence[Check], references: Sequence[Image] = ()) -> Verdict:
         """Raises VLMSetupError or VLMConnectionError at first use."""
