@@ -1,6 +1,6 @@
 """A run's folder on disk, as a listener of the loop: append-only, checksummed, resumable after `kill -9`.
 
-    journal.jsonl       one line an event: run, step, answer, goal, stop, reopen; each with its number and SHA-256
+    journal.jsonl       one line an event: run, cast, step, answer, goal, stop, reopen; each with its number and SHA-256
     trajectory.json     the trajectory so far, replaced as a whole after each step
     references/N.png    the images that the user gave
     steps/NN/K.png      candidate K of step NN
@@ -42,7 +42,7 @@ from .trajectory import Cost, Goal, Step, Trajectory, decode, encode, referenced
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .loop import State
+    from .state import State
 
 FORMAT = 1
 JOURNAL, TRAJECTORY, LOCK = "journal.jsonl", "trajectory.json", ".lock"
@@ -51,8 +51,9 @@ _SEAL = '{"sha256":"'
 
 @dataclass(frozen=True)
 class Header:
-    """What a run was asked for. `models` names who plans, draws and judges; `options` holds what is needed to
-    find them again (addresses and folders, never keys); `digests` are the reference images' SHA-256."""
+    """What a run was asked for. `size` (0, 0) is the generator's own; `models` names who plans, draws and judges;
+    `options` holds what is needed to find them again (addresses and folders, never keys); `digests` are the
+    reference images' SHA-256."""
 
     goal: Goal
     seed: int
@@ -86,10 +87,15 @@ class Header:
             options or {},
         )
 
+    @property
+    def asked_size(self) -> Size | None:
+        """As the loop's settings take it: None is the generator's own."""
+        return self.size if all(self.size) else None
+
 
 @dataclass(frozen=True)
 class Record:
-    """What a run's folder holds. `header.budget` is the one in force; `warnings` tell what was repaired;
+    """What a run's folder holds. `header` is the one in force; `warnings` tell what was repaired;
     `digests` are the SHA-256 of the images by path within the folder; `length` is the sound part in bytes;
     `answers` are the user's in the round that was not completed."""
 
@@ -224,6 +230,11 @@ class Journal:
             raise
         return journal, record
 
+    @property
+    def lines(self) -> int:
+        """Lines that the journal has; they are never taken back."""
+        return self._lines
+
     def begin(self, header: Header, references: Sequence[Image] = ()) -> None:
         """The first line. Raises RunFolderError."""
         digests = [self._image(_reference_path(i), image) for i, image in enumerate(references)]
@@ -231,6 +242,21 @@ class Journal:
         write_atomic(self.folder / JOURNAL, _seal(0, "run", encode(header)))
         self._lines = 1
         self._snapshot(Trajectory(header.goal, seed=header.seed, preparation=header.preparation))
+
+    def recast(self, models: Mapping[str, str], options: Mapping[str, str]) -> None:
+        """Who plans, draws and judges from here on, as in the header."""
+        self._append("cast", {"models": dict(models), "options": dict(options)})
+
+    def copy(self, header: Header, trajectory: Trajectory, images: Mapping[str, Image]) -> None:
+        """A run so far, from memory. `images` by label; candidates that were not chosen under `IMG_GEN_n/k`, where
+        they were kept."""
+        self.begin(header, [images[label] for label in trajectory.goal.labels()])
+        for step in trajectory.steps:
+            kept = {k: images[f"{step.label}/{k}"] for k in range(len(step.candidates))
+                    if f"{step.label}/{k}" in images}  # fmt: skip
+            self.add(step, {**kept, step.chosen: images[step.label]}, trajectory)
+        if trajectory.stop_reason:
+            self.listen(Stopped(trajectory.stop_reason, trajectory))
 
     def listen(self, event: Event) -> Answer | None:
         """Write what a completed step, the user, or the end of the run adds. In a round that is done again,
@@ -319,16 +345,10 @@ class Journal:
 
 
 def save(folder: str | Path, header: Header, trajectory: Trajectory, images: Mapping[str, Image]) -> None:
-    """A trajectory that lives in memory as a run's folder. `images` by label; candidates that were not chosen
-    under `IMG_GEN_n/k`, where they were kept. Raises RunLockedError, RunFolderError."""
+    """A trajectory that lives in memory as a run's folder; `images` as in `Journal.copy`. Raises RunLockedError,
+    RunFolderError."""
     with Journal.create(folder) as journal:
-        journal.begin(header, [images[label] for label in trajectory.goal.labels()])
-        for step in trajectory.steps:
-            kept = {k: images[f"{step.label}/{k}"] for k in range(len(step.candidates))
-                    if f"{step.label}/{k}" in images}  # fmt: skip
-            journal.add(step, {**kept, step.chosen: images[step.label]}, trajectory)
-        if trajectory.stop_reason:
-            journal.listen(Stopped(trajectory.stop_reason, trajectory))
+        journal.copy(header, trajectory, images)
 
 
 def _image_path(step: int, candidate: int) -> str:
@@ -381,6 +401,9 @@ def _replay(folder: Path, record: Record | None, kind: str, data: Mapping[str, A
         answers = () if step.index == len(trajectory.steps) else record.answers
         trajectory, digests = _with_step(trajectory, step), {**record.digests, **digests}
         return dataclasses.replace(record, trajectory=trajectory, digests=digests, answers=answers)
+    if kind == "cast":
+        named = {name: decode(Mapping[str, str], data[name], name) for name in ("models", "options")}
+        return dataclasses.replace(record, header=dataclasses.replace(record.header, **named))
     if kind == "answer":
         return dataclasses.replace(record, answers=(*record.answers, decode(Answered, data, "answer")))
     if kind == "goal":

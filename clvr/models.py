@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 TRANSFORMERS = "transformers:"
 """Before the folder or hub id of a VLM that runs in this process."""
+IN_A_GRAPH = "a MODEL in ComfyUI"
+"""In a journal's options: what no command can load."""
 KLEIN = {
     "black-forest-labs/FLUX.2-klein-4B": "4 steps, Apache-2.0",
     "black-forest-labs/FLUX.2-klein-base-4B": "28 steps, Apache-2.0",

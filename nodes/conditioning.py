@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from .native import UNKNOWN
 from .sockets import LoopState, Run
 from .steps import CATEGORY, blank
 
@@ -152,7 +151,9 @@ _asked: dict[str, float] = {}
 
 def _drawn_elsewhere(run: Run) -> Run:
     """With the generator named, which no command can load."""
-    models, options = {**run.models, "generator": DRAWN_BY}, {**run.options, "model": UNKNOWN}
+    from ..clvr.models import IN_A_GRAPH
+
+    models, options = {**run.models, "generator": DRAWN_BY}, {**run.options, "model": IN_A_GRAPH}
     return dataclasses.replace(run, models=models, options=options)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from ..clvr import ports
     from ..clvr.budget import Budget
-    from ..clvr.events import Answer, Event
     from ..clvr.loop import Settings
 
 CATEGORY = "CLVR/loops"
@@ -131,6 +130,15 @@ def optional_inputs() -> list[io.Input]:
     ]
 
 
+def continue_input() -> io.Input:
+    return Trajectory.Input(
+        "continue_from",
+        optional=True,
+        tooltip="A run that shall go on, from CLVR Load Trajectory: after a crash, an interrupt, or with a larger "
+        "budget. Prompt, seed, size and references are then that run's own; without a budget, the budget too.",
+    )
+
+
 class CLVRClosedLoop(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -153,6 +161,7 @@ class CLVRClosedLoop(io.ComfyNode):
                 pause_input(),
                 seconds_input(),
                 *optional_inputs(),
+                continue_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="final"),
@@ -184,31 +193,29 @@ class CLVRClosedLoop(io.ComfyNode):
         pause_seconds: float = 300.0,
         budget: Budget | None = None,
         references: Tensor | None = None,
+        continue_from: Run | None = None,
     ) -> io.NodeOutput:
-        from ..clvr import journal, loop
+        from ..clvr import loop
         from ..clvr.trajectory import Goal
-        from . import board, records
+        from . import board, books, records
         from .live import Live
         from .pause import Pauses
         from .pixels import to_pictures
 
         roles = {"controller": controller, "generator": generator, "verifier": verifier}
         cast = loop.Ports(controller.port, generator.port, verifier.port)
+        run = books.resumed(continue_from, budget, **roles) if continue_from else None
         settings = settings_for(budget, width, height, generator.port.default_size)
-        kept, given = records.new_folder(folder), to_pictures(references)
-        entry = board.opened(board.folder_name(kept), kept)
-        live = Live(cls.hidden.unique_id, settings.budget.steps, entry)
-        ask = Pauses(live, pause, pause_seconds)
-        with journal.Journal.create(kept) as book:
-
-            def listen(event: Event) -> Answer | None:
-                repeated, asked_to_stop = book.listen(event), live(event)
-                return repeated or asked_to_stop or ask(event)
-
-            state = loop.start(Goal(prompt), given, cast.controller, settings, seed, live)
-            run = Run(state).after(state, **roles)
-            book.begin(records.header(run), given)
-            run = run.after(loop.proceed(state, cast, listen), live.candidates)
+        with books.Book(run, folder) as book:
+            kept = book.open()
+            live = Live(cls.hidden.unique_id, settings.budget.steps, board.opened(board.folder_name(kept), kept))
+            if run is None:
+                state = loop.start(Goal(prompt), to_pictures(references), cast.controller, settings, seed, live)
+                run = book.sign(Run(state).after(state, **roles))
+            else:
+                live.resume(run.state)
+            state = loop.proceed(run.state, cast, book.then(live, Pauses(live, pause, pause_seconds)))
+            run = book.left(run.after(state, live.candidates)).over()
         report = records.present(run, kept, records.metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo))
         final, sheet = records.pictures_of(run)
         live.tell({"kind": "reported"})

@@ -16,8 +16,6 @@ MODES = {"distilled": (4, 1.0), "base": (28, 4.0)}
 """Steps and guidance. A merged model is sampled like a distilled one."""
 CUSTOM = "custom"
 FLUX2 = "flux2"
-UNKNOWN = "a MODEL in ComfyUI"
-"""In the place of a folder that `clvr resume` could open."""
 
 
 class CLVRGeneratorNative(io.ComfyNode):
@@ -96,6 +94,7 @@ class CLVRGeneratorNative(io.ComfyNode):
         sampler: str = "euler",
         scheduler: str = FLUX2,
     ) -> io.NodeOutput:
+        from ..clvr.models import IN_A_GRAPH
         from .klein import require_klein
 
         require_klein()
@@ -103,7 +102,7 @@ class CLVRGeneratorNative(io.ComfyNode):
 
         steps, strength = MODES.get(mode, (drawing_steps, guidance))
         generator = NativeGenerator(model, clip, vae, Sampling(steps, strength, sampler, scheduler))
-        return io.NodeOutput(Cast(generator, {"model": UNKNOWN}))
+        return io.NodeOutput(Cast(generator, {"model": IN_A_GRAPH}))
 
 
 NODES = [CLVRGeneratorNative]

@@ -80,8 +80,9 @@ def _told(handler: Handler) -> Handler:
 async def _runs(request: web.Request) -> web.StreamResponse:
     from . import board
 
-    live = [entry.brief() for entry in board.entries()]
-    known = {told["id"] for told in live}
+    entries = board.entries()
+    live = [entry.brief() for entry in entries]
+    known = {told["id"] for told in live} | {board.folder_name(e.folder) for e in entries if e.folder}
     kept = await asyncio.to_thread(_kept, known)
     return web.json_response({"runs": [*live, *kept]})
 

@@ -79,7 +79,7 @@ class CLVRPause(io.ComfyNode):
     @classmethod
     def execute(cls, run: Run, pause_seconds: float = 300.0) -> io.NodeOutput:
         from ..clvr import byhand, loop
-        from . import board
+        from . import board, books
         from .live import Live
 
         state = run.state
@@ -87,12 +87,13 @@ class CLVRPause(io.ComfyNode):
         if question is None:
             return io.NodeOutput(run)
         live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, state))
-        answer = wait(question, live, pause_seconds)
-        if answer and question.moment == "planned":
-            state = loop.correct(state, answer, live)
-        elif answer:
-            state = byhand.reconsider(state, answer, pictures(run), live)
-        return io.NodeOutput(run.asked(state))
+        with books.Book(run) as book:
+            answer = book.listen(question.event) or wait(question, live, pause_seconds)
+            if answer and question.moment == "planned":
+                state = loop.correct(state, answer, book.then(live))
+            elif answer:
+                state = byhand.reconsider(state, answer, pictures(run), book.then(live))
+            return io.NodeOutput(book.left(run.asked(state)))
 
 
 def open_question(run: Run) -> Question | None:

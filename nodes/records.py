@@ -19,7 +19,7 @@ from ..clvr.loop import Settings, State
 from ..clvr.report import RunInfo, contact_sheet, save_final, write_report
 from ..clvr.trajectory import Trajectory
 from .pixels import to_tensor
-from .sockets import Run
+from .sockets import Kept, Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,7 @@ def new_folder(prefix: str) -> Path:
     """A new numbered folder in ComfyUI's output folder: 'clvr/run' makes clvr/run_00001.
 
     Raises RunFolderError for a prefix that leads out of it, or where nothing can be written."""
-    output = Path(folder_paths.get_output_directory()).resolve()
-    wanted = (output / prefix).resolve()
-    if not wanted.is_relative_to(output) or wanted == output:
-        raise RunFolderError(f"'{prefix}' lies outside of ComfyUI's output folder.", "Give a name like clvr/run.")
+    wanted = _within_output(prefix)
     for number in itertools.count(1):
         folder = wanted.with_name(f"{wanted.name}_{number:05}")
         try:
@@ -46,6 +43,25 @@ def new_folder(prefix: str) -> Path:
         except OSError as error:
             raise RunFolderError(f"Cannot make {folder}: {error.strerror}.", "Make it writable.") from error
     raise AssertionError("unreachable")
+
+
+def numbered(folder: Path, prefix: str) -> bool:
+    """Whether `new_folder` may have made this folder for this prefix. Raises RunFolderError."""
+    wanted = _within_output(prefix)
+    name, _, number = folder.name.rpartition("_")
+    return folder.parent == wanted.parent and name == wanted.name and number.isdecimal()
+
+
+def _within_output(prefix: str) -> Path:
+    output = output_folder()
+    wanted = (output / prefix).resolve()
+    if not wanted.is_relative_to(output) or wanted == output:
+        raise RunFolderError(f"'{prefix}' lies outside of ComfyUI's output folder.", "Give a name like clvr/run.")
+    return wanted
+
+
+def output_folder() -> Path:
+    return Path(folder_paths.get_output_directory()).resolve()
 
 
 def known_folder(name: str) -> Path:
@@ -68,11 +84,12 @@ def header(run: Run) -> journal.Header:
 
 def load(name: str) -> Run:
     """A run as its folder holds it. Raises MissingFileError, JournalError."""
-    record = journal.read(known_folder(name))
-    asked = record.header
-    settings = Settings(asked.budget, asked.policy, asked.size)
-    state = State(record.trajectory, record.album(), settings, stop=record.trajectory.stop_reason)
-    return Run(state, record.pictures(), asked.models, asked.options)
+    folder = known_folder(name)
+    record = journal.read(folder)
+    asked, reason = record.header, record.trajectory.stop_reason
+    settings = Settings(asked.budget, asked.policy, asked.asked_size)
+    state = State(record.trajectory, record.album(), settings, stop=reason, resumable=record.resumable)
+    return Run(state, record.pictures(), asked.models, asked.options, kept=Kept(folder, record.lines))
 
 
 def present(run: Run, folder: Path, metadata: Mapping[str, str]) -> Path:

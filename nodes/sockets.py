@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from comfy_api.latest import io
 
@@ -36,11 +37,20 @@ class Cast(Generic[Port]):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Where a run lies, and how many lines its journal had when the run was as far as this."""
+
+    folder: Path
+    lines: int
+
+
+@dataclass(frozen=True)
 class Run:
     """A run under way or finished: the engine's state, the pictures of every candidate by their label in a
     report, the names of the models by role, and the options to find them again. `id` is its name in the panel;
     `settled` is the pause that was answered last. Between Loop Start and Loop End, `lap` counts the passes from 0
-    and `entered` is the state in which this one began."""
+    and `entered` is the state in which this one began. `kept` is where the run lies on disk; as long as it lies
+    nowhere, `prefix` names the folder that it gets, '' none. `ports` are those who played in it."""
 
     state: State
     candidates: Mapping[str, Image] = field(default_factory=dict)
@@ -50,6 +60,9 @@ class Run:
     settled: tuple[int, bool] | None = None
     lap: int = 0
     entered: State | None = None
+    kept: Kept | None = None
+    prefix: str = ""
+    ports: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, state: State, candidates: Mapping[str, Image] | None = None, **roles: Cast) -> Run:
         """The run one phase later, `roles` having played in it."""
@@ -60,8 +73,16 @@ class Run:
             state=state,
             candidates={**self.candidates, **(candidates or {})},
             models={**self.models, **names},
+            ports={**self.ports, **{role: cast.port for role, cast in roles.items()}},
             options={**self.options, **options},
         )
+
+    def over(self) -> Run:
+        """The run after its end. Nobody who played in it keeps anything of it."""
+        from ..clvr.ports import release
+
+        release(*self.ports.values())
+        return dataclasses.replace(self, ports={})
 
     def asked(self, state: State) -> Run:
         """The run after a pause, which is not asked about again as long as nothing happened."""

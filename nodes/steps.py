@@ -197,7 +197,7 @@ class CLVRFinish(io.ComfyNode):
 
         live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
         with books.Book(run) as book:
-            done = book.left(run.after(loop.finish(run.state, listen=book.then(live))))
+            done = book.left(run.after(loop.finish(run.state, listen=book.then(live)))).over()
         return io.NodeOutput(*pictures_of(done), done, ui=shown([done.state.best], cls))
 
 

@@ -24,7 +24,8 @@ class CLVRSaveTrajectory(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="clvr/run",
-                    tooltip="Where in ComfyUI's output folder; a number is added.",
+                    tooltip="Where in ComfyUI's output folder; a number is added. A run that lies there already, under "
+                    "this name, stays in its folder.",
                 ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="Path of the HTML report.")],
@@ -35,12 +36,14 @@ class CLVRSaveTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, trajectory: Run, folder: str) -> io.NodeOutput:
         from ..clvr import journal
-        from . import board
+        from . import board, books
         from .records import header, metadata, new_folder, present
 
-        kept = new_folder(folder)
+        kept = books.kept_under(trajectory, folder)
+        if kept is None:
+            kept = new_folder(folder)
+            journal.save(kept, header(trajectory), trajectory.state.trajectory, trajectory.images)
         board.kept(trajectory.id, kept)
-        journal.save(kept, header(trajectory), trajectory.state.trajectory, trajectory.images)
         report = present(trajectory, kept, metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo))
         return io.NodeOutput(str(report), ui=ui.PreviewText(f"Kept in {kept}"))
 

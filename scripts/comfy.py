@@ -187,6 +187,13 @@ class Server:
             except subprocess.TimeoutExpired:
                 continue
 
+    def kill(self) -> None:
+        """SIGKILL, as a crash would. The same server can be entered again."""
+        process, self._process = self._process, None
+        if process:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
     def wait(self) -> int:
         """Block until the server ends by itself."""
         return self._process.wait() if self._process else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.comfy import ROOT, Client, ComfyError
+from scripts.comfy import PACK, ROOT, Client, ComfyError
 
 from .comfy_fixtures import LOOPS, MORE_LOOPS, TEMPLATES, api, drawn, hurried, nodes_of, with_model
 
@@ -69,8 +70,14 @@ def test_the_pack_loads_without_a_complaint_in_less_than_a_third_of_a_second(ser
     log = server.log.read_text(encoding="utf-8", errors="replace")
     line = next(line for line in log.splitlines() if "seconds" in line and line.endswith("comfyui-clvr"))
     assert "IMPORT FAILED" not in line
-    assert "Traceback" not in log.split("Starting server")[0]
+    assert not ours(log.split("Starting server")[0])
     assert float(line.split("seconds")[0].split()[-1]) < 0.3
+
+
+def ours(log: str) -> list[str]:
+    """Tracebacks that lead through this pack. ComfyUI's own extras have theirs, where packages are missing."""
+    found = re.findall(r"^Traceback .*\n(?:(?: .*)?\n)*(?:\S.*)?", log, re.MULTILINE)
+    return [trace for trace in found if PACK in trace or str(ROOT) in trace]
 
 
 def test_every_input_has_a_tooltip_and_every_node_a_help_page(client):

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import FormatError
+from ..errors import FormatError, MissingFileError, SettingError
 from .common import FAILED, OK, say
 from .opening import add_drawing, add_models, choice_of, open_generator
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..journal import Journal, Record
     from ..loop import Ports, State
     from ..models import Choice
+    from ..ports import Controller, Verifier
     from ..terminal import Progress
 
 BUDGET = (
@@ -107,24 +108,44 @@ def _resume(options: argparse.Namespace) -> int:
             return _present(record)
         header = record.header
         controller, verifier = load_judges(choice)
+        if not options.vlm:
+            _require_judge(record, controller, verifier)
         ports = loop.Ports(controller, open_generator(choice), verifier)
-        settings = loop.Settings(header.budget, header.policy, header.size)
+        settings = loop.Settings(header.budget, header.policy, header.asked_size)
         progress = Progress(header.budget.steps)
         progress.show(record.trajectory)
         return _proceed(loop.State(record.trajectory, album, settings), ports, book, progress)
 
 
-def _recorded_choice(record: Record, vlm: str) -> Choice:
-    """Who drew, planned and judged the run so far; `vlm` is another address for the same VLM."""
-    from ..models import Choice
+IN_COMFYUI = (
+    "Continue it in ComfyUI: CLVR Load Trajectory, into continue_from of CLVR Closed Loop or CLVR Start with the "
+    "same models. clvr report shows what is there."
+)
 
-    if not record.header.options:
-        raise FormatError(
-            f"{record.folder} does not say with which models it was made.",
-            "Runs that nodes wrote can be looked at with clvr report, and continue in ComfyUI.",
-        )
-    choice = Choice.recorded(record.header.options)
+
+def _recorded_choice(record: Record, vlm: str) -> Choice:
+    """Who drew, planned and judged the run so far; `vlm` is another address for the same VLM. Raises
+    MissingFileError for a model that exists in a graph of ComfyUI only, FormatError where nothing says which."""
+    from ..models import IN_A_GRAPH, Choice
+
+    header, options = record.header, record.header.options
+    if not options and not header.models:
+        raise FormatError(f"{record.folder} does not say with which models it was made.", IN_COMFYUI)
+    drawn_by, planned_by = (header.models.get(role, "not known yet") for role in ("generator", "controller"))
+    if options.get("model", IN_A_GRAPH) == IN_A_GRAPH:
+        raise MissingFileError(f"What draws in {record.folder} is part of a ComfyUI graph: {drawn_by}.", IN_COMFYUI)
+    if not vlm and "vlm" not in options:
+        raise MissingFileError(f"What plans in {record.folder} is part of a ComfyUI graph: {planned_by}.", IN_COMFYUI)
+    choice = Choice.recorded(options)
     return dataclasses.replace(choice, vlm=vlm, trusted=True) if vlm else choice
+
+
+def _require_judge(record: Record, controller: Controller, verifier: Verifier) -> None:
+    """Raises SettingError where somebody else judged the run so far: its scores would not compare."""
+    planned, judged = (record.header.models.get(role, "") for role in ("controller", "verifier"))
+    one = controller.name == verifier.name  # the VLM, whatever its server calls it today
+    if judged and not (planned == judged if one else judged == verifier.name):
+        raise SettingError(f"{judged} judges in {record.folder}, and {verifier.name} would take over.", IN_COMFYUI)
 
 
 def _proceed(state: State, ports: Ports, journal: Journal, progress: Progress) -> int:
@@ -196,7 +217,8 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _names(ports: Ports) -> dict[str, str]:
-    return {role.name: getattr(ports, role.name).name for role in dataclasses.fields(ports)}
+    found = {role.name: getattr(ports, role.name) for role in dataclasses.fields(ports)}
+    return {role: port.name for role, port in found.items() if port}
 
 
 def _default_folder(prompt: str) -> Path:
