@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from clvr.trajectory import Check, CheckVerdict, Evidence, Usage, Verdict
 
@@ -49,3 +49,13 @@ class Says:
 
 def everything(answer):
     return {check.id: answer for check in CHECKS}
+
+
+def sign(*lines, size=(512, 320), height=56, blur=0.0):
+    """Lines of black text on white."""
+    image = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(image)
+    font = ImageFont.load_default(height)
+    for row, line in enumerate(lines):
+        pen.text((24, 40 + row * 1.6 * height), line, font=font, fill="black")
+    return image.filter(ImageFilter.GaussianBlur(blur)) if blur else image
