@@ -80,6 +80,7 @@ class Folder:
     def __init__(self, path: Path, plan: Plan) -> None:
         """Raises RunLockedError, RunFolderError, and FormatError where it holds another benchmark."""
         self.path = path
+        self.plan = plan
         self._held = _locked(path)
         try:
             _agree(path / PLAN, plan)

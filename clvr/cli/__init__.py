@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import ClvrError
-from . import merge, runs
+from . import bench, merge, runs
 from .common import FAILED, INTERRUPTED, say
 
 EXAMPLES = """examples:
@@ -52,5 +52,6 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"clvr {__version__}")
     commands = root.add_subparsers(metavar="COMMAND", required=True)
     runs.add_to(commands)
+    bench.add_to(commands)
     merge.add_to(commands)
     return root
