@@ -6,15 +6,12 @@ import asyncio
 import io
 import json
 import mimetypes
-import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import folder_paths
 from aiohttp import web
 from server import PromptServer
 
@@ -24,8 +21,8 @@ if TYPE_CHECKING:
     from ..clvr.journal import Record
     from .board import Entry
 
-LISTED, VISITED, DEPTH = 100, 4000, 4
-"""Runs in the list, folders looked into for them, and how deep."""
+LISTED = 100
+"""Runs in the list."""
 LARGEST_BODY = 64 * 1024
 LARGEST_JOURNAL = 64 * 1024 * 1024
 SANDBOX = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -238,11 +235,12 @@ def _small(image: Any, size: int) -> bytes:  # noqa: ANN401
 
 def _kept(known: set[str]) -> list[dict[str, Any]]:
     """The runs in ComfyUI's output folder, the newest first, those in `known` left out."""
-    root = Path(folder_paths.get_output_directory()).resolve()
-    found = [(path.stat().st_mtime, path.parent) for path in _journals(root)]
+    from .board import folder_name
+    from .records import newest
+
     listed = []
-    for when, folder in sorted(found, reverse=True):
-        name = folder.relative_to(root).as_posix()
+    for when, folder in newest():
+        name = folder_name(folder)
         if name not in known and len(listed) < LISTED:
             listed.append({"id": name, "when": when, "running": False, "paused": False, **_brief(name)})
     return listed
@@ -255,13 +253,3 @@ def _brief(name: str) -> dict[str, Any]:
         return brief(_record(name).trajectory)
     except ClvrError as error:
         return {"prompt": "", "rounds": 0, "score": None, "best": None, "stop": str(error), "damaged": True}
-
-
-def _journals(root: Path) -> Iterator[Path]:
-    """Journals below `root`, without following links, from a bounded number of folders."""
-    for place, folders, files in islice(os.walk(root), VISITED):
-        if "journal.jsonl" in files:
-            yield Path(place) / "journal.jsonl"
-            folders.clear()
-        if len(Path(place).relative_to(root).parts) >= DEPTH:
-            folders.clear()

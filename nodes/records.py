@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import folder_paths
 
 from ..clvr import journal
 from ..clvr.context import to_sharegpt
-from ..clvr.errors import MissingFileError, RunFolderError
+from ..clvr.errors import ClvrError, MissingFileError, RunFolderError
 from ..clvr.files import write_atomic
 from ..clvr.images import save_png
 from ..clvr.loop import Settings, State
@@ -24,6 +26,9 @@ from .sockets import Kept, Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+VISITED, DEPTH = 4000, 4
+"""Folders looked into for runs, and how deep."""
+RECENT = 20
 FINAL, SHEET, REPORT = "final.png", "sheet.png", "report.html"
 CONVERSATION, IMAGES = "sharegpt.json", "images"
 
@@ -74,6 +79,32 @@ def known_folder(name: str) -> Path:
     raise MissingFileError(
         f"'{name}' is no run in ComfyUI's output or input folder.", "Give a folder like clvr/run_00001."
     )
+
+
+def unfinished() -> list[str]:
+    """Runs in the output folder that were cut short, the newest first; only the newest are looked at."""
+    found = []
+    for _, folder in newest()[:RECENT]:
+        with contextlib.suppress(ClvrError):
+            record = journal.read(folder)
+            if record.resumable or not record.trajectory.stop_reason:
+                found.append(folder.relative_to(output_folder()).as_posix())
+    return found
+
+
+def newest() -> list[tuple[float, Path]]:
+    """Each run in the output folder, and when its journal was last written, the newest first."""
+    return sorted(((path.stat().st_mtime, path.parent) for path in _journals(output_folder())), reverse=True)
+
+
+def _journals(root: Path) -> Iterator[Path]:
+    """Journals below `root`, without following links, from a bounded number of folders."""
+    for place, folders, files in itertools.islice(os.walk(root), VISITED):
+        if journal.JOURNAL in files:
+            yield Path(place) / journal.JOURNAL
+            folders.clear()
+        if len(Path(place).relative_to(root).parts) >= DEPTH:
+            folders.clear()
 
 
 def header(run: Run) -> journal.Header:

@@ -81,12 +81,13 @@ class CLVRLoadTrajectory(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder: str) -> bool | str:
         from ..clvr.errors import MissingFileError
-        from .records import known_folder
+        from .records import known_folder, unfinished
 
         try:
             known_folder(folder)
         except MissingFileError as error:
-            return str(error)
+            names = ", ".join(unfinished())
+            return f"{error} Unfinished runs: {names}." if names else str(error)
         return True
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from clvr import cli, journal, models
 from clvr.context import from_sharegpt
 from clvr.errors import VLMError, VLMSetupError, WeightsError
 from clvr.models import Choice
+from clvr.trajectory import Goal
 
-from .engine_fixtures import SIZE, FakeController, FakeGenerator, FakeVerifier, draw
+from .engine_fixtures import CHECKS, SIZE, FakeController, FakeGenerator, FakeVerifier, draw
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,6 +104,36 @@ def test_a_run_that_broke_off_is_resumed_to_the_same_end(fakes, tmp_path, capsys
     whole, resumed = (journal.read(tmp_path / name).trajectory.steps for name in ("whole", "run"))
     assert [s.candidates for s in resumed] == [s.candidates for s in whole]
     assert (tmp_path / "run" / "final.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("models_of", "options", "said"),
+    [
+        ({"generator": "klein"}, {"model": models.IN_A_GRAPH, "vlm": "builtin"}, "What draws in .*: klein"),
+        ({"controller": "qwen@ComfyUI"}, {"model": "builtin"}, "What plans in .*: qwen@ComfyUI"),
+        ({"controller": "fake controller"}, {"vlm": "builtin"}, "What draws in .*: not known yet"),
+        ({"verifier": "qwen@ComfyUI"}, {"model": "builtin", "vlm": "builtin"}, "qwen@ComfyUI judges in"),
+        ({}, {}, "does not say with which models"),
+    ],
+)
+def test_a_run_whose_models_live_in_a_graph_says_where_it_can_go_on(fakes, tmp_path, capsys, models_of, options, said):
+    header = journal.Header(Goal("a bright grey"), 5, SIZE, models=models_of, options=options)
+    with journal.Journal.create(tmp_path / "run") as log:
+        log.begin(header)
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    assert run("resume", tmp_path / "run") == 2
+    told = capsys.readouterr().err
+    assert re.search(said, told)
+    assert "continue_from of CLVR Closed Loop" in told
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
+def test_a_run_that_left_its_size_to_the_generator_is_resumed_at_the_generator_s(fakes, tmp_path):
+    header = journal.Header(Goal("a bright grey", checks=CHECKS), 5, (0, 0), options=Choice(vlm="builtin").options())
+    with journal.Journal.create(tmp_path / "run") as log:
+        log.begin(header)
+    assert run("resume", tmp_path / "run", "--budget", "steps=1") == 0
+    assert fakes["generator"].sizes == [SIZE]
 
 
 @dataclasses.dataclass

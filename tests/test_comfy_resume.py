@@ -13,7 +13,7 @@ import pytest
 
 from clvr import cli, journal
 from clvr.journal import Record
-from scripts.comfy import Client, Server
+from scripts.comfy import Client, ComfyError, Server
 
 from .comfy_fixtures import hurried, nodes_of
 from .test_comfy_loops import PROMPT, looped, node
@@ -109,6 +109,11 @@ def test_a_killed_server_leaves_the_complete_rounds_and_the_panel_lists_the_run_
     listed = {run["id"]: run for run in Client(wrecked.address).get("clvr/runs")["runs"]}
     run = listed[f"cut/{name}_00001"]
     assert (run["rounds"], run["stop"], run["running"]) == (1, "", False)
+
+
+def test_a_wrong_name_is_answered_with_the_unfinished_runs(wrecked):
+    with pytest.raises(ComfyError, match=r"Unfinished runs: cut/laid out_00001, cut/whole_00001"):
+        Client(wrecked.address).run(going_on(whole("cut/other"), "cut/nothing"))
 
 
 @pytest.mark.parametrize("by", SHAPES)

@@ -283,3 +283,14 @@ def test_the_header_keeps_names_and_addresses(tmp_path):
     with Journal.create(tmp_path / "run") as log:
         log.begin(header)
     assert journal.read(tmp_path / "run").header == header
+
+
+def test_who_plays_from_here_on_is_kept_beside_what_was_asked(finished, copy):
+    before = journal.read(copy)
+    log, _ = Journal.reopen(copy)
+    with log:
+        log.recast({"generator": "another"}, {"model": "somewhere"})
+        assert log.lines == before.lines + 1
+    after = journal.read(copy)
+    assert (after.header.models, after.header.options) == ({"generator": "another"}, {"model": "somewhere"})
+    assert (after.trajectory, after.lines) == (before.trajectory, log.lines)
