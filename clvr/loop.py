@@ -83,14 +83,17 @@ def start(
     album = Album({referenced(i): to_rgb(image) for i, image in enumerate(references)})
     goal = dataclasses.replace(goal, references=len(references))
     answer = listen(Started(goal, settings.budget, seed))
-    cost = Cost()
+    cost, notes = Cost(), ()
     if not goal.checks:
         began = perf_counter()
         checklist = controller.checklist(goal, album)
         cost = Cost(seconds={"plan": perf_counter() - began}, usage=checklist.usage)
         goal = dataclasses.replace(goal, checks=checklist.checks)
         answer = _merge(answer, listen(Checklisted(goal, checklist)))
-    state = State(Trajectory(goal, seed=seed, preparation=cost), album, settings)
+        notes = checklist.notes
+    for note in notes:
+        answer = _merge(answer, listen(Warned(note)))
+    state = State(Trajectory(goal, seed=seed, preparation=cost), album, settings, notes=notes)
     return _heed(state, answer)
 
 

@@ -38,11 +38,13 @@ class Album(Mapping[str, "Image"]):
 
 @dataclass(frozen=True)
 class Checklist:
-    """A goal's checks, and what making them cost. `raw` is the VLM's reply where there was one."""
+    """A goal's checks, and what making them cost. `raw` is the VLM's reply where there was one; `notes` tell what
+    had to be changed in it."""
 
     checks: tuple[Check, ...]
     usage: Usage = Usage()
     raw: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def propose(state: State, pending: Pending, bench: Bench) -> tuple[Step, tuple[s
     ruling = _against_canvas(state, pending, bench, chosen, ruling)
     told = (*bench.notes, *ruling.notes)
     index, spent = len(state.trajectory.steps), charged(pending, bench)
-    notes = (*spent.notes, *ruling.notes)
+    notes = (*(() if index else state.notes), *spent.notes, *ruling.notes)
     return Step(index, decision, pending.candidates, chosen, ruling.accepted, spent.cost, notes), told
 
 

@@ -46,7 +46,8 @@ class Pending:
 
 @dataclass(frozen=True)
 class State:
-    """Everything the next phase needs. `stop` is set once something asked the run to end."""
+    """Everything the next phase needs. `stop` is set once something asked the run to end; `notes` are on the
+    checklist, and go with the first step."""
 
     trajectory: Trajectory
     album: Album
@@ -54,6 +55,7 @@ class State:
     pending: Pending | None = None
     stop: str = ""
     resumable: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def spent(self) -> Cost:

@@ -102,6 +102,17 @@ def test_the_first_decision_must_draw_and_gets_one_more_try():
     assert given.controller.asked == 2
 
 
+def test_what_was_changed_in_the_checklist_is_told_and_stays_with_the_first_step():
+    class Tidying(FakeController):
+        def checklist(self, goal, images):
+            return dataclasses.replace(super().checklist(goal, images), notes=("two became one",))
+
+    heard = []
+    state = run(dataclasses.replace(ports([1, 2, 10]), controller=Tidying()), listen=heard.append)
+    assert [e.message for e in heard if isinstance(e, events.Warned)].count("two became one") == 1
+    assert ["two became one" in step.notes for step in state.trajectory.steps[:3]] == [True, False, False]
+
+
 def test_the_checklist_is_made_once_or_brought_along():
     mine = dataclasses.replace(GOAL, checks=CHECKS[:1])
     listen, heard = listen_to(events.Checklisted)

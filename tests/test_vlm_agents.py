@@ -101,6 +101,49 @@ def test_the_checklist_is_asked_for_with_the_goal_and_its_references():
     )
 
 
+HARD = Check("sofa", "Is there a dog and a cat on a sofa?", "object", weight=2.0)
+PARTS = (
+    '{"parts": [{"of": "sofa", "question": "Is there a dog on a sofa?", "kind": "position"}, '
+    '{"of": "sofa", "question": "Is there a cat on a sofa?", "kind": "position"}]}'
+)
+
+
+def test_a_checklist_is_made_tidy_and_told_what_was_changed():
+    client = Scripted([replies.dump_checklist((DOG, Check("again", "Is a dog there?", "object"), RED))])
+    made = VLMController(client).checklist(Goal("a red dog"), Album())
+    assert made.checks == (DOG, RED)
+    assert made.notes == ("'Is a dog there?' asks the same as 'Is there a dog?': they are one check",)
+    assert len(client.talks) == 1
+
+
+def test_what_no_rule_can_take_apart_is_asked_once_more():
+    client = Scripted([replies.dump_checklist((DOG, HARD)), PARTS])
+    made = VLMController(client).checklist(Goal("a dog and a cat on a sofa"), Album())
+    assert made.checks == (
+        DOG,
+        Check("dog-on-sofa", "Is there a dog on a sofa?", "position", weight=2.0),
+        Check("cat-on-sofa", "Is there a cat on a sofa?", "position", weight=2.0),
+    )
+    assert made.notes == (
+        "'Is there a dog and a cat on a sofa?' asks several things at once: it is now 'Is there a dog on a sofa?' "
+        "and 'Is there a cat on a sofa?'",
+    )
+    assert (made.usage, made.raw.splitlines()[1]) == (Usage(2, 20, 10), PARTS)
+    assert transcript(client.talks[1])[2] == ("assistant", replies.dump_checklist((DOG, HARD)))
+    assert "- sofa: Is there a dog and a cat on a sofa?" in transcript(client.talks[1])[3][1]
+    assert "dog:" not in transcript(client.talks[1])[3][1].splitlines()[1]
+    assert client.schemas[1] == replies.split_schema(["sofa"])
+
+
+@pytest.mark.parametrize("failures", [["no", "no"], [VLMTimeoutError("too slow")], ["no", VLMTimeoutError("slow")]])
+def test_a_question_that_stays_compound_is_kept_and_told(failures):
+    client = Scripted([replies.dump_checklist((DOG, HARD)), *failures])
+    made = VLMController(client).checklist(Goal("a dog and a cat on a sofa"), Album())
+    assert made.checks == (DOG, HARD)
+    assert made.notes == ("'Is there a dog and a cat on a sofa?' asks several things at once, and is judged as one",)
+    assert made.usage.calls == 1 + len(failures)
+
+
 def test_the_planning_conversation_shows_every_turn_with_its_image_and_verdict_in_order():
     run, album = trajectory()
     client = Scripted([replies.dump_decision(Decision("edit", "r", "i", ("IMG_GEN_0",)))])
@@ -236,7 +279,7 @@ def test_a_measured_probability_replaces_the_written_one():
 
 
 def test_names_tell_the_model_and_the_prompts():
-    assert VLMController(Scripted([])).name == "scripted (checklist.v1, plan.v1)"
+    assert VLMController(Scripted([])).name == "scripted (checklist.v2, plan.v1)"
     assert VLMVerifier(Scripted([])).name == "scripted (judge.v1)"
 
 

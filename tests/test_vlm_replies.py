@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clvr.checklist import tidy
 from clvr.errors import ReplyError
 from clvr.trajectory import Check, CheckVerdict, Decision, Evidence
 from clvr.vlm import replies, templates
@@ -112,7 +113,7 @@ def test_the_first_decision_cannot_stop_nor_edit_without_an_image():
 CHECKLISTS = {
     "in order, with a parent": (replies.dump_checklist(CHECKS), CHECKS),
     "a bare list": (json.dumps(json.loads(replies.dump_checklist(CHECKS))["checks"]), CHECKS),
-    "questions alone": ('{"checks": ["Is there a dog?"]}', (Check("c1", "Is there a dog?"),)),
+    "questions alone": ('{"checks": ["Is there a dog?"]}', (Check("dog", "Is there a dog?"),)),
     "numbers as ids": ('{"checks": [{"id": 1, "question": "q"}]}', (Check("1", "q"),)),
     "an unknown kind": ('{"checks": [{"id": "a", "question": "q", "kind": "smell"}]}', (Check("a", "q"),)),
     "a kind in capitals": ('[{"id": "a", "question": "q", "kind": "Count"}]', (Check("a", "q", "count"),)),
@@ -129,20 +130,38 @@ CHECKLISTS = {
     ),
     "one id for two questions": (
         '[{"id": "a", "question": "p"}, {"id": "a", "question": "q"}]',
-        (Check("a", "p"), Check("a_2", "q")),
+        (Check("a", "p"), Check("a-2", "q")),
     ),
 }
 
 
 @pytest.mark.parametrize(("text", "checks"), CHECKLISTS.values(), ids=CHECKLISTS)
 def test_a_checklist_is_read_from(text, checks):
-    assert replies.parse_checklist(text) == checks
+    assert tidy(replies.parse_checklist(text)).checks == checks
 
 
 @pytest.mark.parametrize("text", ['{"checks": []}', "[]", '{"checks": {}}', '{"checks": [{"id": "a"}]}', '["",""]'])
 def test_a_checklist_without_a_question_is_refused(text):
     with pytest.raises(ReplyError):
         replies.parse_checklist(text)
+
+
+SPLITS = {
+    "in order": ('{"parts": [{"of": "a", "question": "p"}, {"of": "a", "question": "q", "kind": "text"}]}', ["p", "q"]),
+    "a bare list": ('[{"of": "a", "question": "p"}]', ["p"]),
+    "with parts of what was not asked": ('[{"of": "z", "question": "p"}, {"of": "a", "question": "q"}]', ["q"]),
+}
+
+
+@pytest.mark.parametrize(("text", "questions"), SPLITS.values(), ids=SPLITS)
+def test_the_parts_of_a_question_are_read_from(text, questions):
+    assert [part.question for part in replies.parse_split(text, ["a", "b"])["a"]] == questions
+
+
+@pytest.mark.parametrize("text", ['{"parts": []}', '[{"of": "z", "question": "p"}]', '[{"of": "a", "question": ""}]'])
+def test_parts_of_nothing_that_was_asked_are_refused(text):
+    with pytest.raises(ReplyError):
+        replies.parse_split(text, ["a"])
 
 
 def test_too_many_checks_are_refused():
@@ -287,7 +306,7 @@ decisions = st.builds(
     reasoning=words,
     instruction=words,
     references=st.lists(st.sampled_from(LABELS), min_size=1, unique=True).map(tuple),
-    expects=checklists,
+    expects=checklists.map(lambda checks: tidy(checks).checks),
 )
 wrappings = st.sampled_from(["{}", "```json\n{}\n```", "<think>so</think>\n{}", "Here:\n{}\nDone."])
 
@@ -355,8 +374,12 @@ def test_schemas_ask_for_the_fields_that_are_read():
     result = replies.judgement_schema(CHECKS)["properties"]["results"]["items"]
     assert set(result["properties"]) == set(replies.ResultReply.model_fields)
     check = replies.checklist_schema()["properties"]["checks"]["items"]
-    assert set(check["properties"]) == set(replies.CheckReply.model_fields) - {"weight"}
-    for schema in (replies.decision_schema(LABELS), result, check):
+    assert set(check["properties"]) == set(replies.CheckReply.model_fields)
+    expected = replies.decision_schema(LABELS)["properties"]["expects"]["items"]
+    assert set(expected["properties"]) == set(replies.CheckReply.model_fields) - {"weight"}
+    part = replies.split_schema(["dog"])["properties"]["parts"]["items"]
+    assert set(part["properties"]) == set(replies.PartReply.model_fields)
+    for schema in (replies.decision_schema(LABELS), result, check, expected, part):
         assert schema["required"] == list(schema["properties"])
         assert schema["additionalProperties"] is False
 
@@ -370,6 +393,7 @@ def test_every_prompt_is_a_file_of_its_own(name):
     ("name", "parse"),
     [
         ("checklist", replies.parse_checklist),
+        ("split", lambda t: replies.parse_split(t, ["dog_and_cat"])),
         ("plan", lambda t: replies.parse_decision(t, LABELS)),
         ("judge", lambda t: replies.parse_judgement(t, CHECKS[:1], "judge")),
     ],

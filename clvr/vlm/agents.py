@@ -25,6 +25,7 @@ from . import replies, templates
 from .asking import ask, usable
 from .certainty import probabilities
 from .chat import ChatClient, Message, Reply
+from .listing import make_checklist
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,12 +46,7 @@ class VLMController:
 
     def checklist(self, goal: Goal, images: Album) -> Checklist:
         """Raises VLMError."""
-        messages = [
-            Message("system", (templates.text("checklist"),)),
-            Message("user", (*_goal(goal, images), "Write the checklist.")),
-        ]
-        asked = ask(self._client, messages, replies.checklist_schema(), lambda r: replies.parse_checklist(r.text))
-        return Checklist(usable(asked, "checklist"), asked.usage, asked.raw)
+        return make_checklist(self._client, tuple(_goal(goal, images)))
 
     def decide(self, trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> Decision:
         """Raises VLMError."""

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..checklist import MOST, tidy
 from ..errors import ReplyError
 from ..trajectory import Action, Box, Check, CheckKind, CheckVerdict, Decision, Evidence, Outcome
 
@@ -65,7 +66,12 @@ def _probability(value: object) -> object:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1 else None
 
 
-def _list(value: object) -> object:
+Probability = Annotated[float | None, BeforeValidator(_probability)]
+"""From 0 to 1, also read from text or per cent; anything else is None."""
+
+
+def listed(value: object) -> object:
+    """A list of a lone value, an empty one of nothing: models forget brackets."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
@@ -117,13 +123,28 @@ class ChecklistReply(ReplyModel):
         return {"checks": value} if isinstance(value, list) else value
 
 
+class PartReply(ReplyModel):
+    of: str
+    question: Annotated[str, Field(min_length=1)]
+    kind: Annotated[CheckKind, BeforeValidator(_kind)] = "other"
+
+
+class SplitReply(ReplyModel):
+    parts: Annotated[list[PartReply], Field(min_length=1, max_length=4 * MAX_CHECKS)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_list(cls, value: object) -> object:
+        return {"parts": value} if isinstance(value, list) else value
+
+
 class DecisionReply(ReplyModel):
     reasoning: str = ""
     action: Annotated[Action, BeforeValidator(lambda v: v.strip().lower() if isinstance(v, str) else v)]
     instruction: Annotated[str, BeforeValidator(lambda v: "" if v is None else v)] = ""
-    references: Annotated[list[str], BeforeValidator(_list)] = Field(default_factory=list)
+    references: Annotated[list[str], BeforeValidator(listed)] = Field(default_factory=list)
     expects: Annotated[
-        list[CheckReply], Field(max_length=MAX_CHECKS), BeforeValidator(_checks), BeforeValidator(_list)
+        list[CheckReply], Field(max_length=MAX_CHECKS), BeforeValidator(_checks), BeforeValidator(listed)
     ] = Field(default_factory=list)
 
 
@@ -131,7 +152,7 @@ class ResultReply(ReplyModel):
     check: Annotated[str, Field(validation_alias=AliasChoices("check", "id"))]
     reason: Annotated[str, BeforeValidator(lambda v: "" if v is None else v)] = ""
     answer: Annotated[Answer, BeforeValidator(_answer)]
-    probability: Annotated[float | None, BeforeValidator(_probability)] = None
+    probability: Probability = None
     boxes: Annotated[list[Box], BeforeValidator(_boxes)] = Field(default_factory=list)
 
 
@@ -145,8 +166,21 @@ class JudgementReply(ReplyModel):
 
 
 def parse_checklist(text: str) -> tuple[Check, ...]:
-    """A reply to checklist.v1 as checks. Raises ReplyError."""
-    return _contract_checks(read(text, ChecklistReply).checks)
+    """A reply to the checklist prompt as checks, as they were said: ids may lack or repeat, parents be anything.
+    `checklist.tidy` makes them sound. Raises ReplyError."""
+    return _said(read(text, ChecklistReply).checks)
+
+
+def parse_split(text: str, ids: Collection[str]) -> dict[str, tuple[Check, ...]]:
+    """A reply to the split prompt: the parts of each of these questions that was answered, without ids. Raises
+    ReplyError where none was."""
+    parts: dict[str, tuple[Check, ...]] = {}
+    for reply in read(text, SplitReply).parts:
+        if reply.of in ids:
+            parts[reply.of] = (*parts.get(reply.of, ()), Check("", reply.question, reply.kind))
+    if not parts:
+        raise ReplyError("None of the parts names a question that was asked.", f"The ids are {', '.join(ids)}.")
+    return parts
 
 
 def parse_decision(text: str, labels: Collection[str], default: Sequence[str] = (), may_stop: bool = True) -> Decision:
@@ -162,7 +196,7 @@ def parse_decision(text: str, labels: Collection[str], default: Sequence[str] = 
         references = tuple(default)
         if not references:
             raise ReplyError("There is no image to edit.", "Use generate.")
-    expects = _contract_checks(reply.expects)
+    expects = tidy(_said(reply.expects)).checks
     return Decision(reply.action, reply.reasoning, reply.instruction, references, expects, raw=text)
 
 
@@ -203,30 +237,8 @@ def _fractions(box: Box) -> Box:
     return (box[0] / scale, box[1] / scale, box[2] / scale, box[3] / scale)
 
 
-def _contract_checks(replies: Sequence[CheckReply]) -> tuple[Check, ...]:
-    """Checks with unique ids. A repeated check is dropped, a second one of the same id renamed; a parent that
-    is unknown or its own descendant is dropped."""
-    unique: dict[str, CheckReply] = {}
-    for number, reply in enumerate(replies, 1):
-        name = reply.id or f"c{number}"
-        if name in unique and unique[name].question == reply.question:
-            continue
-        while name in unique:
-            name += "_2"
-        unique[name] = reply
-    parents = {name: r.parent if r.parent in unique else None for name, r in unique.items()}
-    for name in parents:
-        if _circular(name, parents):
-            parents[name] = None
-    return tuple(Check(n, r.question, r.kind, parents[n], r.weight) for n, r in unique.items())
-
-
-def _circular(name: str, parents: dict[str, str | None]) -> bool:
-    seen, above = {name}, parents[name]
-    while above is not None and above not in seen:
-        seen.add(above)
-        above = parents[above]
-    return above == name
+def _said(replies: Sequence[CheckReply]) -> tuple[Check, ...]:
+    return tuple(Check(r.id, r.question, r.kind, r.parent, r.weight) for r in replies)
 
 
 def _label(text: str, labels: Collection[str]) -> str:
@@ -344,7 +356,7 @@ def _why_no_json(text: str) -> str:
 
 def dump_checklist(checks: Sequence[Check]) -> str:
     """Checks as the reply that `parse_checklist` reads."""
-    return _json({"checks": [_check(c) for c in checks]})
+    return _json({"checks": [{**_check(c), "weight": _plain(c.weight)} for c in checks]})
 
 
 def dump_decision(decision: Decision) -> str:
@@ -377,7 +389,11 @@ def _result(verdict: CheckVerdict) -> dict[str, Any]:
 
 def _check(check: Check) -> dict[str, Any]:
     plain = {"id": check.id, "question": check.question, "kind": check.kind, "parent": check.parent}
-    return plain if check.weight == 1 else {**plain, "weight": check.weight}
+    return plain if check.weight == 1 else {**plain, "weight": _plain(check.weight)}
+
+
+def _plain(number: float) -> float:
+    return int(number) if number == int(number) else number
 
 
 def _json(value: object) -> str:
@@ -385,7 +401,12 @@ def _json(value: object) -> str:
 
 
 def checklist_schema() -> dict[str, Any]:
-    return object_schema(checks=array_schema(_CHECK, minItems=1, maxItems=24))
+    return object_schema(checks=array_schema(_GOAL_CHECK, minItems=1, maxItems=MOST))
+
+
+def split_schema(ids: Collection[str]) -> dict[str, Any]:
+    part = object_schema(of={"type": "string", "enum": list(ids)}, question={"type": "string"}, kind=_KIND)
+    return object_schema(parts=array_schema(part, minItems=1, maxItems=4 * len(ids)))
 
 
 def decision_schema(labels: Collection[str], may_stop: bool = True) -> dict[str, Any]:
@@ -428,9 +449,11 @@ def array_schema(items: dict[str, Any], **limits: int) -> dict[str, Any]:
     return {"type": "array", "items": items, **limits}
 
 
+_KIND = {"type": "string", "enum": list(get_args(CheckKind))}
 _CHECK = object_schema(
     id={"type": "string"},
     question={"type": "string"},
-    kind={"type": "string", "enum": list(get_args(CheckKind))},
+    kind=_KIND,
     parent={"type": ["string", "null"]},
 )
+_GOAL_CHECK = object_schema(**_CHECK["properties"], weight={"type": "number"})

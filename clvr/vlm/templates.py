@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -22,9 +23,15 @@ RubricName = Literal[
     "rate_prism_long_text",
     "rate_prism_aesthetic",
 ]
-PromptName = Literal["checklist", "plan", "judge", "repair", "tactics"] | RubricName
-VERSIONS: dict[PromptName, int] = {"checklist": 1, "plan": 1, "judge": 1, "repair": 1, "tactics": 1} | {
-    name: 1 for name in get_args(RubricName)
+PromptName = Literal["checklist", "plan", "judge", "repair", "split", "tactics"] | RubricName
+VERSIONS: dict[PromptName, int] = {
+    "checklist": 2,
+    "plan": 1,
+    "judge": 1,
+    "repair": 1,
+    "split": 1,
+    "tactics": 1,
+    **dict.fromkeys(get_args(RubricName), 1),
 }
 
 _FOLDER = Path(__file__).with_name("prompts")
@@ -43,6 +50,11 @@ def text(name: PromptName) -> str:
 def repair(error: str) -> str:
     """What a model is told about a reply that could not be used."""
     return Template(text("repair")).substitute(error=error)
+
+
+def split(questions: Iterable[str]) -> str:
+    """What a model is told about questions that ask several things at once, a line each."""
+    return Template(text("split")).substitute(questions="\n".join(questions))
 
 
 def tactic(name: Tactic) -> str:
