@@ -127,7 +127,7 @@ def test_adapters_know_the_contract_and_not_the_loop_or_each_other(name):
 @pytest.mark.parametrize("path", files("clvr/dswm"), ids=relative)
 def test_merging_knows_the_file_formats_and_no_other_room(path):
     own = {n for n in imports(path) if n.startswith("clvr.") and not n.startswith("clvr.dswm")}
-    assert {n.split(".")[1] for n in own} <= {"__version__", "devices", "errors", "files", "flux2", "pen"}
+    assert {n.split(".")[1] for n in own} <= {"__version__", "devices", "errors", "files", "flux2", "hub", "pen"}
 
 
 @pytest.mark.parametrize("path", files("clvr", "training", "nodes"), ids=relative)

@@ -1,4 +1,4 @@
-"""Whole FLUX.2 transformers on disk, in either layout: where each piece of the weights lies.
+"""Whole transformers on disk, FLUX.2's in either layout: where each piece of the weights lies.
 
 A BFL or ComfyUI single file, a diffusers folder (single file or shards), or the transformer of a pipeline's
 folder. Nothing is read but headers and, of fp8 files, the scales."""
@@ -15,8 +15,9 @@ from typing import Any
 
 from ..errors import MissingFileError, WeightsError
 from ..flux2 import headers
-from ..flux2.folder import PICKLES, WEIGHTS, read_json, weight_files
+from ..flux2.folder import WEIGHTS
 from ..flux2.keymap import BFL_PREFIXES, RULES, Layout, check_rows, key_of, layout, pieces, refuse_unknown
+from ..hub import PICKLES, pickles, read_json, weight_files
 from .reading import WeightFile
 
 PLAIN = ("BF16", "F16", "F32", "F64")
@@ -34,7 +35,7 @@ FOREIGN = {
 """Parts of a quantised layer that tell its format."""
 OTHER_MODELS = ("first_stage_model.", "vae.", "cond_stage_model.", "text_encoders.")
 """Prefixes in an all-in-one checkpoint."""
-UNQUANTISED = "Merge from the bf16 files: quantised weights have lost what an increment is made of."
+UNQUANTISED = "Take the bf16 files: quantised weights have lost what an increment is made of."
 _SHOWN = 6
 
 
@@ -76,10 +77,22 @@ class Checkpoint:
         return {piece: run.shape for piece, run in self.runs.items()}
 
 
-def open_checkpoint(path: Path, allow_fp8: bool = False, role: str = "") -> Checkpoint:
-    """Every tensor of the files has its place, or is named in an error; every piece of the model is there.
+@dataclass(frozen=True)
+class Stored:
+    """The weights of any transformer as they are stored: `weights` by the file's own names, `scales` of fp8 layers
+    by the weight's name. `part` is the file, or the folder with the config."""
 
-    allow_fp8: read fp8 weights that have no scale, and accept fp8 for role "base".
+    part: Path
+    files: tuple[WeightFile, ...]
+    weights: Mapping[str, tuple[WeightFile, headers.Entry]]
+    scales: Mapping[str, float]
+    config: Mapping[str, Any] | None = None
+    pipeline: Path | None = None
+
+
+def open_weights(path: Path) -> Stored:
+    """A file, a diffusers folder with its shards, or the transformer of a pipeline's folder; of any architecture.
+
     Raises MissingFileError and WeightsError."""
     part, pipeline = _part(path)
     config = read_json(part / "config.json") if part.is_dir() and (part / "config.json").exists() else None
@@ -88,14 +101,25 @@ def open_checkpoint(path: Path, allow_fp8: bool = False, role: str = "") -> Chec
     tensors = _tensors(part, files)
     with _naming(path):
         weights, scales = _separate(path, files, tensors)
-        form = layout(weights)
-        runs = _runs(path, form, weights, scales, allow_fp8, role)
+    return Stored(part, files, weights, scales, config, pipeline)
+
+
+def open_checkpoint(path: Path, allow_fp8: bool = False, role: str = "") -> Checkpoint:
+    """Every tensor of the files has its place, or is named in an error; every piece of the model is there.
+
+    allow_fp8: read fp8 weights that have no scale, and accept fp8 for role "base".
+    Raises MissingFileError and WeightsError."""
+    stored = open_weights(path)
+    with _naming(path):
+        form = layout(stored.weights)
+        runs = _runs(path, form, stored.weights, stored.scales, allow_fp8, role)
         _check_complete(path, runs)
-    kind = {"bfl": "BFL file", "diffusers": "diffusers folder" if part.is_dir() else "diffusers file"}[form]
+    kind = {"bfl": "BFL file", "diffusers": "diffusers folder" if stored.part.is_dir() else "diffusers file"}[form]
     dtypes = sorted({run.dtype.lower() for run in runs.values()})
-    shards = f", {len(files)} shards" if len(files) > 1 else ""
-    scaled = ", scaled" if scales else ""
-    return Checkpoint(path, form, f"{kind}, {'+'.join(dtypes)}{scaled}{shards}", files, runs, config, pipeline)
+    shards = f", {len(stored.files)} shards" if len(stored.files) > 1 else ""
+    scaled = ", scaled" if stored.scales else ""
+    said = f"{kind}, {'+'.join(dtypes)}{scaled}{shards}"
+    return Checkpoint(path, form, said, stored.files, runs, stored.config, stored.pipeline)
 
 
 def same_model(one: Mapping[str, tuple[int, ...]], other: Checkpoint, names: tuple[str, str]) -> None:
@@ -168,9 +192,8 @@ def _files(part: Path) -> list[Path]:
     if not part.is_dir():
         return [part]
     files = weight_files(part, WEIGHTS["transformer"])
-    pickles = sorted(p.name for p in part.iterdir() if p.suffix.lower() in PICKLES)
-    if not all(file.exists() for file in files) and pickles:
-        raise WeightsError(f"{part} has only {pickles[0]}, a pickle.", "Pickles are never loaded: use safetensors.")
+    if (unsafe := pickles(part)) and not all(file.exists() for file in files):
+        raise WeightsError(f"{part} has only {unsafe[0]}, a pickle.", "Pickles are never loaded: use safetensors.")
     return files
 
 

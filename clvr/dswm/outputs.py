@@ -11,7 +11,8 @@ from pathlib import Path
 from ..errors import OutputError
 from ..files import sync_folder
 from ..flux2 import headers
-from ..flux2.folder import CLASSES, PICKLES, WEIGHTS
+from ..flux2.folder import CLASSES, WEIGHTS
+from ..hub import PICKLES
 from .plan import Plan
 from .provenance import RECORD
 from .recipe import Recipe

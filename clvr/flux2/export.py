@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import ClvrError, RunFolderError
-from .folder import WEIGHTS, inspect, weight_files
+from ..hub import weight_files
+from .folder import WEIGHTS, inspect
 from .keymap import to_bfl
 
 

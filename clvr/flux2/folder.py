@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from .. import hub
-from ..errors import FormatError, MissingFileError, WeightsError
+from ..errors import FormatError, WeightsError
 from ..trajectory import decode
 from . import headers
 
 PIPELINE = "Flux2KleinPipeline"
+EXAMPLE = "black-forest-labs/FLUX.2-klein-4B"
 CLASSES = {
     "transformer": ("diffusers", "Flux2Transformer2DModel"),
     "vae": ("diffusers", "AutoencoderKLFlux2"),
@@ -28,7 +27,6 @@ WEIGHTS = {
     "text_encoder": "model.safetensors",
 }
 CONFIGS = dict.fromkeys(WEIGHTS, "config.json") | {"scheduler": "scheduler_config.json"}
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 HUB_FILES = ["model_index.json", "clvr.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.jinja"]
 
 
@@ -66,12 +64,12 @@ def find(name: str | Path, download: Callable[..., str] | None = None) -> Folder
 def inspect(path: Path) -> Folder:
     """Raises MissingFileError for what is not there, by exact name; WeightsError for what is damaged,
     refused, or no FLUX.2 [klein]."""
-    _refuse_files(path)
-    index = read_json(path / "model_index.json")
+    hub.refuse_file(path, "in diffusers' layout, the one with model_index.json", EXAMPLE)
+    index = hub.read_json(path / "model_index.json")
     if index.get("_class_name") != PIPELINE:
         raise WeightsError(
             f"{path} holds a {index.get('_class_name')!r:.60}, not a {PIPELINE}.",
-            "Name a FLUX.2 [klein] folder in diffusers' layout, as black-forest-labs/FLUX.2-klein-4B has.",
+            f"Name a FLUX.2 [klein] folder in diffusers' layout, as {EXAMPLE} has.",
         )
     for part, (library, *classes) in CLASSES.items():
         named = index.get(part)
@@ -80,7 +78,7 @@ def inspect(path: Path) -> Folder:
                 f"{path / 'model_index.json'} names {named!r:.100} as {part}.",
                 f"FLUX.2 [klein] has {library}'s {classes[0]} there.",
             )
-    files = {part: weight_files(path / part, name) for part, name in WEIGHTS.items()}
+    files = {part: hub.weight_files(path / part, name) for part, name in WEIGHTS.items()}
     _check_presence(path, files)
     distilled = index.get("is_distilled") is True
     found = {part: _tensors(paths) for part, paths in files.items()}
@@ -93,7 +91,7 @@ def read_sampling(path: Path, distilled: bool) -> Sampling:
     if not file.exists():
         return base
     try:
-        sampling = decode(Sampling, {**asdict(base), **read_json(file)})
+        sampling = decode(Sampling, {**asdict(base), **hub.read_json(file)})
     except FormatError as error:
         raise WeightsError(f"{file}: {error.thing}", error.remedy) from error
     numbers = [v for k, v in asdict(sampling).items() if k != "text_encoder_out_layers"]
@@ -102,71 +100,14 @@ def read_sampling(path: Path, distilled: bool) -> Sampling:
     return sampling
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingFileError(
-            f"There is no file {path}.", "Name a complete FLUX.2 [klein] folder in diffusers' layout."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not JSON: {error}.", headers.DAMAGED) from error
-    if not isinstance(data, dict):
-        raise WeightsError(f"{path} holds no JSON object.", headers.DAMAGED)
-    return data
-
-
-def weight_files(part: Path, name: str) -> list[Path]:
-    """The safetensors files of one part: the single file, or the shards that its index names."""
-    index = part / f"{name}.index.json"
-    if (part / name).exists() or not index.exists():
-        return [part / name]
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-        raise WeightsError(f"{index} has no map of weights.", headers.DAMAGED)
-    for shard in shards.values():
-        if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise WeightsError(f"{index} names {shard!r:.80}, which is no file of its folder.", headers.DAMAGED)
-    return [part / shard for shard in sorted(set(shards.values()))]
-
-
-def _refuse_files(path: Path) -> None:
-    """What is not a folder, with the remedy that fits."""
-    if path.is_dir():
-        return
-    if path.suffix.lower() in PICKLES:
-        raise WeightsError(
-            f"{path} is a pickle, which can run any program when it is opened.",
-            "Pickles are never loaded: use the model's safetensors files.",
-        )
-    if path.exists():
-        raise WeightsError(
-            f"{path} is a single file.",
-            "Name the model's folder in diffusers' layout, the one with model_index.json.",
-        )
-    raise MissingFileError(f"There is no folder {path}.", "Check the path, or name a hub id such as owner/model.")
-
-
 def _check_presence(path: Path, weights: dict[str, list[Path]]) -> None:
     wanted = [path / part / name for part, name in CONFIGS.items()]
     if not (path / "tokenizer" / "vocab.json").exists():
         wanted.append(path / "tokenizer" / "tokenizer.json")
     wanted += [file for files in weights.values() for file in files]
     missing = [file for file in wanted if not file.is_file()]
-    if not missing:
-        return
-    names = ", ".join(str(file.relative_to(path)) for file in missing)
-    pickles = sorted({p.name for file in missing for p in _pickles(file.parent)})
-    if pickles:
-        raise WeightsError(
-            f"{path} lacks {names} and has {', '.join(pickles)}, a pickle: it can run any program.",
-            "Pickles are never loaded: get the model's safetensors files.",
-        )
-    raise MissingFileError(f"{path} lacks {names}.", "Download the missing files again.")
-
-
-def _pickles(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.suffix.lower() in PICKLES] if folder.is_dir() else []
+    if missing:
+        raise hub.lacking(path, missing)
 
 
 def _tensors(files: list[Path]) -> dict[str, headers.Entry]:

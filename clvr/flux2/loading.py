@@ -14,8 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from ..devices import choose_device, choose_dtype
 from ..errors import SettingError, WeightsError
+from ..hub import read_json
 from .encodings import KleinPipeline
-from .folder import Folder, read_json
+from .folder import Folder
 
 OFFLOADS = ("none", "model", "sequential")
 _SHOWN = 4

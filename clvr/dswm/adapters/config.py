@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import WeightsError
-from ...flux2.folder import read_json
+from ...hub import read_json
 
 METADATA = "lora_adapter_metadata"
 PREFIX = "transformer."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import MissingFileError, WeightsError
 from ...flux2 import headers
-from ...flux2.folder import PICKLES
+from ...hub import pickles
 from ..reading import WeightFile
 from . import config, matrices
 from .config import Scaling
@@ -156,10 +156,9 @@ def _locate(path: Path) -> tuple[WeightFile, Scaling | None]:
 
 
 def _refuse_folder(path: Path) -> None:
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix.lower() in PICKLES)
-    if pickles:
+    if unsafe := pickles(path):
         raise WeightsError(
-            f"{path} has {', '.join(pickles[:_SHOWN])}, a pickle: it can run any program when it is opened.",
+            f"{path} has {', '.join(unsafe[:_SHOWN])}, a pickle: it can run any program when it is opened.",
             "Pickles are never loaded: save the LoRA as safetensors.",
         )
 
