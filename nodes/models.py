@@ -6,9 +6,18 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .sockets import Cast, Controller, Generator, Verifier
+from .sockets import Cast, Generator
+from .vlm_sockets import max_tokens_input, roles
 
 CATEGORY = "CLVR/models"
+
+
+def sampling_inputs(steps: str, guidance: str) -> list[io.Input]:
+    """`steps` and `guidance`: tooltips."""
+    return [
+        io.Int.Input("drawing_steps", default=0, min=0, max=100, tooltip=steps),
+        io.Float.Input("guidance", default=0.0, min=0.0, max=20.0, step=0.1, tooltip=guidance),
+    ]
 
 
 class CLVRGeneratorBuiltin(io.ComfyNode):
@@ -19,19 +28,10 @@ class CLVRGeneratorBuiltin(io.ComfyNode):
             display_name="CLVR Generator (built-in)",
             category=CATEGORY,
             description="The small FLUX.2 [klein] that comes with the pack. It draws coloured shapes.",
-            inputs=[
-                io.Int.Input(
-                    "drawing_steps", default=0, min=0, max=100, tooltip="Denoising steps. 0: the model's own."
-                ),
-                io.Float.Input(
-                    "guidance",
-                    default=0.0,
-                    min=0.0,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance; 1 is none, above costs twice. 0: the model's own.",
-                ),
-            ],
+            inputs=sampling_inputs(
+                "Denoising steps. 0: the model's own.",
+                "Classifier-free guidance; 1 is none, above costs twice. 0: the model's own.",
+            ),
             outputs=[Generator.Output(display_name="generator")],
         )
 
@@ -54,20 +54,9 @@ class CLVRGeneratorDiffusers(io.ComfyNode):
                     default="black-forest-labs/FLUX.2-klein-4B",
                     tooltip="A folder, the name of one in models/diffusers, or a hub id.",
                 ),
-                io.Int.Input(
-                    "drawing_steps",
-                    default=0,
-                    min=0,
-                    max=100,
-                    tooltip="Denoising steps. 0: 4 for a distilled model, 28 for a base model.",
-                ),
-                io.Float.Input(
-                    "guidance",
-                    default=0.0,
-                    min=0.0,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance, for base models. 0: the model's own.",
+                *sampling_inputs(
+                    "Denoising steps. 0: 4 for a distilled model, 28 for a base model.",
+                    "Classifier-free guidance, for base models. 0: the model's own.",
                 ),
                 io.Combo.Input("device", ["auto", "cuda", "mps", "cpu"], tooltip="Where to compute."),
                 io.Combo.Input(
@@ -131,10 +120,7 @@ class CLVRControllerBuiltin(io.ComfyNode):
             category=CATEGORY,
             description="Plans by rule and judges by measuring pixels, for coloured shapes and their places.",
             inputs=[],
-            outputs=[
-                Controller.Output(display_name="controller"),
-                Verifier.Output(display_name="verifier"),
-            ],
+            outputs=roles(),
         )
 
     @classmethod
@@ -182,18 +168,9 @@ class CLVRVLMServer(io.ComfyNode):
                     max=10,
                     tooltip="Further attempts when the server is busy or the connection breaks.",
                 ),
-                io.Int.Input(
-                    "max_tokens",
-                    default=4096,
-                    min=64,
-                    max=65536,
-                    tooltip="Tokens that an answer may have. Models that think aloud need more.",
-                ),
+                max_tokens_input(),
             ],
-            outputs=[
-                Controller.Output(display_name="controller"),
-                Verifier.Output(display_name="verifier"),
-            ],
+            outputs=roles(),
         )
 
     @classmethod

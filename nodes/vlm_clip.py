@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from .sockets import Cast, Controller, Verifier
+from .sockets import Cast
+from .vlm_sockets import image_side_input, max_tokens_input, roles
 
 if TYPE_CHECKING:
     from ..clvr.vlm.encoder import EncoderClient
@@ -38,26 +39,10 @@ class CLVRVLMFromCLIP(io.ComfyNode):
                     tooltip="Qwen3-VL 4B or 8B from a Load CLIP node. Its type may be anything but flux2, which "
                     "drops the part that sees.",
                 ),
-                io.Int.Input(
-                    "max_tokens",
-                    default=2048,
-                    min=64,
-                    max=32768,
-                    tooltip="Tokens that an answer may have. Memory is set aside for all of them.",
-                ),
-                io.Int.Input(
-                    "image_side",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=32,
-                    tooltip="Longer side of the images that it looks at, in pixels. Smaller is faster.",
-                ),
+                max_tokens_input(2048, 32768, "Tokens that an answer may have. Memory is set aside for all of them."),
+                image_side_input(),
             ],
-            outputs=[
-                Controller.Output(display_name="controller"),
-                Verifier.Output(display_name="verifier"),
-            ],
+            outputs=roles(),
         )
 
     @classmethod

@@ -11,7 +11,8 @@ import comfy.model_patcher
 import folder_paths
 from comfy_api.latest import io
 
-from .sockets import Cast, Controller, Verifier
+from .sockets import Cast
+from .vlm_sockets import image_side_input, max_tokens_input, roles
 
 if TYPE_CHECKING:
     import torch
@@ -60,26 +61,10 @@ class CLVRVLMTransformers(io.ComfyNode):
                     tooltip="Keep what was computed for the conversation so far. Costs memory, saves time in every "
                     "round but the first.",
                 ),
-                io.Int.Input(
-                    "max_tokens",
-                    default=4096,
-                    min=64,
-                    max=65536,
-                    tooltip="Tokens that an answer may have. Models that think aloud need more.",
-                ),
-                io.Int.Input(
-                    "image_side",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=32,
-                    tooltip="Longer side of the images that it looks at, in pixels. Smaller is faster.",
-                ),
+                max_tokens_input(),
+                image_side_input(),
             ],
-            outputs=[
-                Controller.Output(display_name="controller"),
-                Verifier.Output(display_name="verifier"),
-            ],
+            outputs=roles(),
         )
 
     @classmethod
