@@ -106,8 +106,8 @@ def load_generator(choice: Choice) -> Generator:
 
 
 def load_judges(choice: Choice, client: ChatClient | None = None) -> tuple[Controller, Verifier]:
-    """`client`: the VLM, where it is open already. Raises VLMSetupError for an address that is none; for a VLM in this process MissingFileError, WeightsError,
-    SettingError, DeviceMemoryError."""
+    """`client`: the VLM, where it is open already. Raises VLMSetupError for an address that is none; for a VLM in
+    this process MissingFileError, WeightsError, SettingError, DeviceMemoryError."""
     if choice.vlm == BUILTIN:
         from .shapes.controller import ShapesController
         from .shapes.verifier import MeasuringVerifier
@@ -124,7 +124,8 @@ def load_client(choice: Choice) -> ChatClient:
     if choice.vlm.startswith(TRANSFORMERS):
         from .vlm.local import LocalClient
 
-        return LocalClient.load(choice.vlm.removeprefix(TRANSFORMERS), device=choice.device, dtype=choice.dtype)
+        folder, offload = choice.vlm.removeprefix(TRANSFORMERS), "auto" if choice.offload == "none" else "model"
+        return LocalClient.load(folder, device=choice.device, dtype=choice.dtype, offload=offload)
     from .vlm import OpenAIClient
 
     return OpenAIClient(choice.vlm, choice.vlm_model or None, api_key(choice))

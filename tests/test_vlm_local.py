@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clvr import events, loop
+from clvr import cli, events, journal, loop
 from clvr.errors import DeviceMemoryError, MissingFileError, ReplyError, SettingError, VLMError, WeightsError
 from clvr.ports import Album
 from clvr.trajectory import Candidate, Check, CheckVerdict, Decision, Goal, Step, Trajectory, Verdict, generated
-from clvr.vlm import Message, VLMController, VLMVerifier, replies
+from clvr.vlm import Message, VLMController, VLMVerifier, replies, templates
 from clvr.vlm.certainty import probabilities
 from clvr.vlm.folder import find
 from clvr.vlm.local import LocalClient, LocalSettings, Resident
@@ -111,8 +111,8 @@ def test_a_round_reads_only_what_is_new_since_the_last_one(loaded):
     trajectory, images, before, written = Trajectory(Goal("a cup", checks=(RED,))), Album(), 0, 0
     for n in range(4):
         references = (generated(n - 1),) if n else ()
-        expects = (Check("a", 'Does it say "é\n"?', "text"), Check("b", "Is it \\ or / red?", "color", "a"))
-        planned = Decision("edit" if n else "generate", f"Not\tyet, {n}.", "paint \x07 it", references, expects)
+        expects = (Check("a", 'Does it say "é"?', "text"), Check("b", "Is it \\ or / red?", "color", "a"))
+        planned = Decision("edit" if n else "generate", f"Not\tyet,\n{n}.", "paint \x07 it", references, expects)
         told.say(replies.dump_decision(planned))
         read = told.work.prefilled
         decision = controller.decide(trajectory, images)
@@ -313,6 +313,33 @@ def test_weights_that_leave_take_the_prefix_with_them(loaded):
     with Resident(Model(), torch.device("meta"), leaves=True) as _:
         pass
     assert moves == ["meta", "cpu"]
+
+
+SAID = {
+    "checklist": replies.dump_checklist([RED]),
+    "plan": replies.dump_decision(FIRST),
+    "judge": replies.dump_judgement([CheckVerdict("red", "pass")]),
+}
+
+
+class Rehearsed(Told):
+    """Says what is expected of it in a run of one round, by what it is asked for."""
+
+    def read(self, prompt, prefix):
+        self.say(next(reply for name, reply in SAID.items() if prompt.kind == templates.text(name)))
+        return super().read(prompt, prefix)
+
+
+def test_the_command_line_runs_a_loop_with_a_folder_in_its_own_process(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("clvr.vlm.local.QwenVL", Rehearsed)
+    small = ["--size", "64x64", "--steps", "1", "--device", "cpu", "--seed", "1"]
+    vlm = f"transformers:{folder}"
+    assert cli.main(["generate", "a red picture", "--vlm", vlm, "--out", str(tmp_path / "run"), *small]) == 0
+    assert str(tmp_path / "run" / "final.png") in capsys.readouterr().out
+    record = journal.read(tmp_path / "run")
+    assert record.header.options["vlm"] == vlm
+    assert record.header.models["controller"].startswith(folder.name)
+    assert record.trajectory.best.winner.active.outcome("red") == "pass"
 
 
 # Folders

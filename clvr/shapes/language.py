@@ -124,8 +124,8 @@ class _Reader:
 
     def fail(self, thing: str, hint: str = "") -> NoReturn:
         remedy = (
-            f"Write like '{self.example}'. Free prompts need a real model: --model with a FLUX.2 klein"
-            " folder, or the FLUX.2 klein nodes."
+            f"Write like '{self.example}'. Free prompts need FLUX.2 [klein] and a VLM: in ComfyUI the template"
+            " 'clvr_klein_native' or 'clvr_klein_server', on the command line --model and --vlm."
         )
         raise GrammarError(thing, f"{hint} {remedy}".strip())
 
