@@ -19,13 +19,13 @@ from .trajectory import Cost, Usage
 
 @dataclass
 class Allowance:
-    """`spent` is what the run cost before the call, `usage` what the call's requests took so far. Safe for
-    judges that are asked at once, each in a copy of the caller's context."""
+    """`spent` is what the run cost before the call, `usage` what the call's requests took so far; it began at
+    `began` of perf_counter. Safe for judges that are asked at once, each in a copy of the caller's context."""
 
     budget: Budget
     spent: Cost
+    began: float
     usage: Usage = Usage()
-    began: float = field(default_factory=perf_counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def refused(self) -> str:
@@ -36,6 +36,11 @@ class Allowance:
             if not reason:
                 self.usage += Usage(calls=1)
             return reason
+
+    @property
+    def made(self) -> Usage:
+        """What a call that failed took: its requests, at least one."""
+        return self.usage if self.usage.calls else Usage(calls=1)
 
     def add_tokens(self, usage: Usage) -> None:
         with self._lock:
@@ -48,7 +53,7 @@ _granted: ContextVar[Allowance | None] = ContextVar("clvr allowance", default=No
 @contextlib.contextmanager
 def grant(budget: Budget, spent: Cost) -> Iterator[Allowance]:
     """For every request until the block ends. Outside of a block nothing is refused."""
-    allowance = Allowance(budget, spent)
+    allowance = Allowance(budget, spent, perf_counter())
     token = _granted.set(allowance)
     try:
         yield allowance

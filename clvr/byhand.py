@@ -96,7 +96,7 @@ def further(candidate: Candidate, goal: Goal, bench: Bench, image: Image, given:
     if verdict is None:
         return candidate
     told = {result.check for result in verdict.results}
-    added = bench.judge(image, [check for check in goal.checks if check.id not in told], given, last=True)
+    added = bench.judge(image, [check for check in goal.checks if check.id not in told], given)
     if added is None:
         return candidate
     return dataclasses.replace(candidate, active=Verdict(verdict.results + added.results, verdict.usage + added.usage))

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from . import context
+from .allowance import grant
 from .byhand import add_checks, catch_up, overrule, revert
 from .errors import Cancelled, ReplyError, VLMError
 from .events import (
@@ -86,7 +87,8 @@ def start(
     cost, notes = Cost(), ()
     if not goal.checks:
         began = perf_counter()
-        checklist = controller.checklist(goal, album)
+        with grant(settings.budget, cost):
+            checklist = controller.checklist(goal, album)
         cost = Cost(seconds={"plan": perf_counter() - began}, usage=checklist.usage)
         goal = dataclasses.replace(goal, checks=checklist.checks)
         answer = _merge(answer, listen(Checklisted(goal, checklist)))
@@ -98,21 +100,28 @@ def start(
 
 
 def plan(state: State, controller: Controller, listen: Listener = ignore) -> State:
-    """The next decision. A VLM that fails ends the run with the best image so far.
+    """The next decision. A VLM that fails ends the run with the best image so far; where the budget is used up
+    before there is one, the prompt is drawn as it is.
 
     Raises VLMError where there is no image yet, ReplyError where a controller twice stops before drawing."""
     if state.pending or stopped(state):
         return state
     began = perf_counter()
-    try:
-        decision = _ask(state, controller)
-    except VLMError as error:
-        if not state.trajectory.steps:
-            raise
-        state = _charge_closing(state, perf_counter() - began, Usage(calls=1))
-        return dataclasses.replace(state, stop=f"the controller failed: {error}", resumable=True)
+    with grant(state.settings.budget, state.spent) as granted:
+        try:
+            decision, more = _ask(state, controller)
+        except VLMError as error:
+            cost = Cost(seconds={"plan": perf_counter() - began}, usage=granted.made)
+            used = _used(state, cost)
+            if state.trajectory.steps:
+                failed = {} if used else {"stop": f"the controller failed: {error}", "resumable": True}
+                return dataclasses.replace(_close(state, cost), **failed)
+            if not used:
+                raise
+            decision, more = _as_asked(state, used, granted.made)
     seconds = perf_counter() - began
     mended, notes = _mend(decision, state)
+    notes = (*more, *notes)
     cost = Cost(seconds={"plan": seconds}, usage=decision.usage)
     state = dataclasses.replace(state, pending=Pending(mended, cost=cost, notes=notes))
     state = correct(state, listen(Planned(len(state.trajectory.steps), mended, notes)), listen)
@@ -213,8 +222,9 @@ def verify(
     bench = open_bench(state, verifier, comparer)
     state = catch_up(state, bench, listen)
     pending = judge(state, pending, bench)
-    if not settle and awaits_drawing(dataclasses.replace(state, pending=pending)) and not passes(state, pending):
-        return dataclasses.replace(state, pending=charged(pending, bench))
+    judged = dataclasses.replace(state, pending=charged(pending, bench))
+    if not settle and awaits_drawing(judged) and not passes(state, pending):
+        return judged
     said: Answer | None = None
     while True:
         step, notes = propose(state, pending, bench)
@@ -246,7 +256,8 @@ def stopped(state: State) -> str:
     idle = _steps_without_rise(trajectory)
     if idle >= budget.patience:
         return f"{idle} steps in a row did not raise the best score"
-    return budget.exhausted(state.spent, len(trajectory.steps), state.spent.total_seconds)
+    spent = state.spent
+    return budget.exhausted(spent, len(trajectory.steps), spent.total_seconds) or _too_late(state)
 
 
 def finish(state: State, reason: str = "", listen: Listener = ignore) -> State:
@@ -266,19 +277,38 @@ def candidate_seed(seed: int, step: int, candidate: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 11
 
 
-def _ask(state: State, controller: Controller) -> Decision:
-    """A decision on what the policy asks for; the first one of a run must draw, and gets one more try."""
+def _ask(state: State, controller: Controller) -> tuple[Decision, tuple[str, ...]]:
+    """A decision on what the policy asks for, and notes on it; the first one of a run must draw, and gets one more
+    try."""
+    if used := _used(state):
+        return _as_asked(state, used, Usage())
+    began = perf_counter()
     brief = find_policy(state.settings.policy).brief(state.trajectory, _means(state))
     decision = dataclasses.replace(controller.decide(state.trajectory, state.album, brief), brief=brief)
     if decision.action != "stop" or state.trajectory.steps:
-        return decision
+        return decision, ()
+    if used := _used(state, Cost(seconds={"plan": perf_counter() - began}, usage=decision.usage)):
+        return _as_asked(state, used, decision.usage)
     again = dataclasses.replace(controller.decide(state.trajectory, state.album, brief), brief=brief)
     if again.action == "stop":
         raise ReplyError(
             f"{controller.name} twice decided to stop before anything was drawn.",
             "Say in the prompt what the picture shows, or use another controller.",
         )
-    return dataclasses.replace(again, usage=decision.usage + again.usage)
+    return dataclasses.replace(again, usage=decision.usage + again.usage), ()
+
+
+def _as_asked(state: State, used: str, usage: Usage) -> tuple[Decision, tuple[str, ...]]:
+    """The prompt itself as a decision, for a run whose budget ends before its first drawing."""
+    goal = state.trajectory.goal
+    decision = Decision("edit" if goal.references else "generate", "", goal.prompt, goal.labels(), usage=usage)
+    return decision, (f"the prompt is drawn as it is, without a plan: {used}",)
+
+
+def _used(state: State, more: Cost | None = None) -> str:
+    """Why nobody may be asked any more once the run has cost `more`, or ''."""
+    spent = state.spent + (more or Cost())
+    return state.settings.budget.used(spent, spent.total_seconds)
 
 
 def _means(state: State) -> Means:
@@ -375,7 +405,7 @@ def _conclude(state: State, verifier: Verifier, listen: Listener) -> State:
         return state
     bench = open_bench(state, verifier)
     given = [state.album[label] for label in goal.labels()]
-    verdict = bench.judge(state.album[canvas.label], goal.checks, given, last=True)
+    verdict = bench.judge(state.album[canvas.label], goal.checks, given)
     if verdict is None:
         return state
     judged = dataclasses.replace(canvas.winner, active=verdict)
@@ -407,6 +437,22 @@ def _steps_without_rise(trajectory: Trajectory) -> int:
         elif step.winner.active is not None:
             idle += 1
     return idle
+
+
+def _too_late(state: State) -> str:
+    """Why the time that is left is not worth a further round, or '': no image was drawn in so little."""
+    seconds = state.settings.budget.seconds
+    if seconds is None or state.pending:
+        return ""
+    left = seconds - state.spent.total_seconds
+    quickest = min(_drawing_seconds(step) / len(step.candidates) for step in state.trajectory.steps)
+    if left >= quickest:
+        return ""
+    return f"of the budget of {seconds:g} seconds {left:.1f} are left, and the quickest image took {quickest:.1f}"
+
+
+def _drawing_seconds(step: Step) -> float:
+    return step.cost.total_seconds - step.cost.seconds.get("plan", 0.0) - step.cost.seconds.get("verify", 0.0)
 
 
 def _charge_closing(state: State, seconds: float, usage: Usage, phase: str = "plan") -> State:

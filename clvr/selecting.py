@@ -33,10 +33,10 @@ def judge(state: State, pending: Pending, bench: Bench) -> Pending:
     given = _given(state)
     sources = [state.album[label] for label in pending.decision.references]
     due = done % state.settings.budget.verify_every == 0 or bool(bench.exhausted(done))
-    active = bench.judge_each(fresh, goal.checks, given, vital=True) if due else []
+    active = bench.judge_each(fresh, goal.checks, given) if due else []
     passive = bench.judge_each(fresh, pending.decision.expects, sources)
     if not due and bench.exhausted(done):
-        active = bench.judge_each(fresh, goal.checks, given, vital=True)
+        active = bench.judge_each(fresh, goal.checks, given)
     verdicts = zip(pending.seeds[-len(fresh) :], passive, active or [None] * len(passive), strict=True)
     judged = (Candidate(seed, own, whole) for seed, own, whole in verdicts)
     return dataclasses.replace(pending, candidates=(*pending.candidates, *judged))

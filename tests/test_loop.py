@@ -237,13 +237,16 @@ def test_the_first_drawing_is_made_even_when_the_vlm_calls_are_used_up():
     assert any("VLM calls is used" in note for note in state.trajectory.steps[0].notes)
 
 
-def test_time_that_is_up_after_a_drawing_still_pays_for_one_verdict(monkeypatch):
+def test_time_that_is_up_after_a_drawing_leaves_it_unjudged(monkeypatch):
     clock = iter(range(0, 10_000, 7))
     monkeypatch.setattr(loop, "perf_counter", lambda: next(clock))
-    state = run(ports([10] * 9), Budget(seconds=10, candidates=2))
+    given = ports([10] * 9)
+    state = run(given, Budget(seconds=10, candidates=2))
     (step,) = state.trajectory.steps
-    assert [c.active is not None for c in step.candidates] == [True, False]
+    assert not given.verifier.judged
+    assert any("not judged: the budget of 10 seconds" in note for note in step.notes)
     assert "10 seconds" in state.trajectory.stop_reason
+    assert state.best is not None
 
 
 def test_cost_is_recorded_by_phase():
