@@ -1,4 +1,5 @@
-"""Write locales/en|zh|ja/nodeDefs.json from the nodes' own texts and the phrase books in scripts/phrases/.
+"""Write locales/en|zh|ja from the nodes' own texts and the phrase books in scripts/phrases/: nodeDefs.json for the
+nodes, main.json for the categories that they are listed under.
 
 python -m scripts.locales
 
@@ -33,14 +34,20 @@ def main() -> int:
         for text in sorted(set(texts(info)) - set(known)) if language != SOURCE else ():
             lacking = True
             print(f"{language}: {text}", file=sys.stderr)
-        path = path_of(language)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(definitions(info, language), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name, found in files(info, language).items():
+            path = path_of(language, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return int(lacking)
 
 
-def path_of(language: str) -> Path:
-    return ROOT / "locales" / language / "nodeDefs.json"
+def files(info: Info, language: str) -> dict[str, Any]:
+    """A language's files by their name."""
+    return {"main": {"nodeCategories": categories(info, language)}, "nodeDefs": definitions(info, language)}
+
+
+def path_of(language: str, name: str) -> Path:
+    return ROOT / "locales" / language / f"{name}.json"
 
 
 def phrases(language: str) -> dict[str, str]:
@@ -56,12 +63,20 @@ def texts(info: Info) -> Iterator[str]:
     for node in ours(info):
         _definition(node, info, lambda text: seen.append(text) or text, "")
     yield from seen
+    yield from categories(info, SOURCE)
 
 
 def definitions(info: Info, language: str) -> dict[str, Any]:
     """The nodes as ComfyUI's frontend reads them, in one language; English where a phrase is lacking."""
     known = phrases(language)
     return {node: _definition(node, info, lambda text: known.get(text, text), language) for node in ours(info)}
+
+
+def categories(info: Info, language: str) -> dict[str, str]:
+    """The parts of the nodes' categories, which the frontend translates one by one; CLVR is a name."""
+    known = phrases(language)
+    parts = {part for node in ours(info) for part in info[node]["category"].split("/")[1:]}
+    return {part: known.get(part, part) for part in sorted(parts)}
 
 
 def ours(info: Info) -> list[str]:

@@ -19,13 +19,14 @@ def info(client):
     return client.get("object_info")
 
 
-def kept(language: str) -> dict:
-    return json.loads(locales.path_of(language).read_text(encoding="utf-8"))
+def kept(language: str, name: str = "nodeDefs") -> dict:
+    return json.loads(locales.path_of(language, name).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("language", locales.LANGUAGES)
 def test_the_files_are_what_the_schemas_and_the_phrase_books_give(info, language):
-    assert kept(language) == locales.definitions(info, language), "run: python -m scripts.locales"
+    for name, found in locales.files(info, language).items():
+        assert kept(language, name) == found, "run: python -m scripts.locales"
 
 
 @pytest.mark.parametrize("language", TRANSLATED)
@@ -52,6 +53,7 @@ def test_comfyui_serves_them(client):
     served = client.get("i18n")
     for language in locales.LANGUAGES:
         assert served[language]["nodeDefs"].items() >= kept(language).items()
+        assert served[language]["nodeCategories"].items() >= kept(language, "main")["nodeCategories"].items()
 
 
 def test_the_english_text_does_not_hide_that_this_comfyui_is_too_old():

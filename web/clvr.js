@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Panel } from "./panel/panel.js";
+import { say } from "./panel/words.js";
 
 const ID = "clvr";
 
@@ -16,7 +17,7 @@ app.registerExtension({
       id: ID,
       icon: "pi pi-sync",
       title: "CLVR",
-      tooltip: "CLVR: runs of the closed loop",
+      tooltip: say("tab"),
       type: "custom",
       render: (element) => panel.mount(element),
       destroy: () => panel.unmount(),
@@ -28,10 +29,12 @@ app.registerExtension({
     for (const kind of ["execution_success", "execution_error", "execution_interrupted", "reconnected"]) {
       api.addEventListener(kind, () => panel.soon());
     }
+    // The event comes just before the setting has its new value.
+    app.ui.settings.addEventListener("Comfy.Locale.change", () => queueMicrotask(() => panel.translate()));
   },
 });
 
 function remind() {
-  const words = { severity: "info", summary: "CLVR waits for you", detail: "Open the CLVR tab in the sidebar.", life: 10000 };
+  const words = { severity: "info", summary: say("reminder"), detail: say("reminder.where"), life: 10000 };
   app.extensionManager.toast.add(words);
 }

@@ -1,6 +1,7 @@
 // Score over rounds as a small line. Rounds that were rolled back hang off it as hollow points.
 
 import { percent, svg } from "./dom.js";
+import { say } from "./words.js";
 
 const TOP = 18;
 const SPAN = 58;
@@ -29,6 +30,6 @@ export function chart(steps, threshold) {
     dots.push(svg("text", { class: "faint", x: x(i), y: "97%", "text-anchor": "middle" }, i % sparse ? "" : String(i + 1)));
     if (step.accepted && step.score !== null) canvas = i;
   });
-  const spoken = steps.map((s) => `${s.index + 1}: ${percent(s.score)}${s.accepted ? "" : " rolled back"}`).join(", ");
-  return svg("svg", { class: "chart", role: "img", "aria-label": `Score by round. ${spoken}` }, parts, dots);
+  const spoken = steps.map((s) => say(s.accepted ? "round.kept" : "round.back", { n: s.index + 1, score: percent(s.score) }));
+  return svg("svg", { class: "chart", role: "img", "aria-label": [say("chart"), ...spoken].join(". ") }, parts, dots);
 }

@@ -1,5 +1,7 @@
 // Elements without markup: whatever a model said is set as text and can never become HTML.
 
+import { say } from "./words.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(element, attributes, children) {
@@ -35,11 +37,9 @@ export function icon(name) {
   return svg("svg", { class: "icon", viewBox: "0 0 16 16", "aria-hidden": "true", focusable: "false" }, shape);
 }
 
-export const OUTCOMES = { pass: "passed", fail: "failed", unjudged: "not judged", skipped: "skipped" };
-
 // An outcome as a coloured disc with its own shape, and its word for those who do not see it.
 export function mark(outcome) {
-  return h("span", { class: `mark ${outcome}` }, icon(outcome), h("span", { class: "unseen" }, OUTCOMES[outcome]));
+  return h("span", { class: `mark ${outcome}` }, icon(outcome), h("span", { class: "unseen" }, say(`outcome.${outcome}`)));
 }
 
 export function percent(share) {

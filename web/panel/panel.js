@@ -5,6 +5,7 @@ import { h, percent, refresh } from "./dom.js";
 import { pauseCard, tick } from "./pause.js";
 import { notes, roundCard } from "./rounds.js";
 import * as server from "./server.js";
+import { language, named, number, say } from "./words.js";
 
 const LAST = "clvr.run";
 const POLL = 2000; // ms; events come sooner, to the tab that queued the run
@@ -17,7 +18,15 @@ export class Panel {
     this.known = sessionStorage.getItem(LAST);
     this.spoken = h("p", { class: "unseen", role: "status", "aria-live": "polite" });
     this.body = h("div", { class: "body" });
-    this.element = h("div", { class: "clvr" }, this.spoken, this.body);
+    this.element = h("div", { class: "clvr", lang: language() }, this.spoken, this.body);
+  }
+
+  // The same in the language that is set now.
+  translate() {
+    this.element.lang = language();
+    delete this.body.dataset.kind;
+    if (this.listing) this.list();
+    else this.reload();
   }
 
   mount(parent) {
@@ -121,24 +130,25 @@ export class Panel {
           h("span", { class: "words" }, h("b", { dir: "auto" }, run.prompt || run.id), h("small", {}, this.line(run))),
         ),
       );
-    const empty = h("p", { class: "quiet" }, "No runs yet. Open a template of CLVR (Workflow, Browse templates) and run it.");
+    const empty = h("p", { class: "quiet" }, say("runs.none"));
     this.body.replaceChildren(
-      h("header", { class: "bar" }, h("h1", {}, "Runs")),
+      h("header", { class: "bar" }, h("h1", {}, say("runs"))),
       runs.length ? h("ul", { class: "runs", onkeydown: arrows }, runs.map(entry)) : empty,
     );
     delete this.body.dataset.kind;
   }
 
   line(run) {
-    const state = run.paused ? "waiting for you" : run.running ? "running" : run.stop ? percent(run.score) : "not complete";
-    return `${state} · ${run.rounds} ${run.rounds === 1 ? "round" : "rounds"} · ${new Date(run.when * 1000).toLocaleString()}`;
+    const state = run.paused ? say("waiting") : run.running ? say("running") : run.stop ? percent(run.score) : say("incomplete");
+    const when = new Date(run.when * 1000).toLocaleString(language(), { dateStyle: "medium", timeStyle: "short" });
+    return [state, say("rounds", { n: run.rounds }), when].join(" · ");
   }
 
   bar() {
     return h(
       "header",
       { class: "bar" },
-      h("button", { type: "button", class: "link", onclick: () => this.list() }, "‹ All runs"),
+      h("button", { type: "button", class: "link", onclick: () => this.list() }, `‹ ${say("runs.all")}`),
     );
   }
 
@@ -153,7 +163,7 @@ export class Panel {
     const status = state(run);
     refresh(parts.top, [status, run.id, run.prompt, run.stop, run.report, run.running, run.paused === null], () => this.top(run, status));
     const asked = run.paused && [run.id, run.paused.step, run.paused.moment, run.paused.actions, run.round?.candidates, run.round?.instruction];
-    refresh(parts.pausing, asked, () => (run.paused ? pauseCard(run, (said) => this.say(run.id, said)) : []));
+    refresh(parts.pausing, asked, () => (run.paused ? pauseCard(run, (said) => this.answer(run.id, said)) : []));
     if (run.paused) tick(parts.pausing.firstChild, run.paused);
     refresh(parts.budget, run.spent, budget);
     refresh(parts.plot, run.steps.map((s) => [s.score, s.accepted, s.best]), () => (run.steps.length > 1 ? chart(run.steps, run.budget.threshold) : []));
@@ -171,12 +181,12 @@ export class Panel {
     return [
       h("p", { class: `state ${status.kind}` }, status.text),
       h("h1", { class: "goal", dir: "auto" }, run.prompt),
-      run.stop && h("p", { class: "quiet", dir: "auto" }, `Stopped: ${run.stop}`),
+      run.stop && h("p", { class: "quiet", dir: "auto" }, say("stopped", { reason: run.stop })),
       h(
         "div",
         { class: "buttons" },
-        run.report && h("a", { class: "button", href: server.report(run.id), target: "_blank", rel: "noopener" }, "Open the report"),
-        stop && h("button", { type: "button", onclick: () => this.say(run.id, { action: "stop" }) }, "Stop and keep"),
+        run.report && h("a", { class: "button", href: server.report(run.id), target: "_blank", rel: "noopener" }, say("report")),
+        stop && h("button", { type: "button", onclick: () => this.answer(run.id, { action: "stop" }) }, say("stop")),
       ),
     ];
   }
@@ -201,25 +211,25 @@ export class Panel {
     return true;
   }
 
-  async say(id, said) {
+  async answer(id, said) {
     await server.answer(id, said);
     await this.reload();
   }
 
   announce(run, status) {
     const last = run.steps.at(-1);
-    const round = last ? ` Round ${last.index + 1}: ${last.accepted ? "kept" : "rolled back"}, ${percent(last.score)}.` : "";
-    const text = `${status.text}.${round}`;
+    const round = last && say(last.accepted ? "round.kept" : "round.back", { n: last.index + 1, score: percent(last.score) });
+    const text = [status.text, round].filter(Boolean).join(". ");
     if (this.spoken.textContent !== text) this.spoken.textContent = text;
   }
 }
 
 function state(run) {
-  if (run.paused) return { kind: "waiting", text: "Waiting for you" };
-  if (run.running) return { kind: "running", text: run.round ? `Round ${run.round.index + 1}: ${phase(run.round)}` : "Planning" };
-  if (!run.stop) return { kind: "cut", text: "Not complete" };
+  if (run.paused) return { kind: "waiting", text: say("waiting") };
+  if (run.running) return { kind: "running", text: run.round ? say(`phase.${phase(run.round)}`, { n: run.round.index + 1 }) : say("planning") };
+  if (!run.stop) return { kind: "cut", text: say("incomplete") };
   const best = run.steps.find((step) => step.best);
-  return { kind: "done", text: best && best.score !== null ? `Done: ${percent(best.score)} of the checks pass` : "Done" };
+  return { kind: "done", text: best && best.score !== null ? say("done.score", { score: percent(best.score) }) : say("done") };
 }
 
 function phase(round) {
@@ -231,7 +241,7 @@ function phase(round) {
 function making(run) {
   const card = roundCard(run, run.round, true);
   if (run.running && !run.round.candidates.length && run.round.action !== "stop") {
-    const label = `Round ${run.round.index + 1}, drawing`;
+    const label = say("phase.drawing", { n: run.round.index + 1 });
     card.querySelector("header").after(h("progress", { "aria-label": label, max: 1, value: 0 }));
   }
   return card;
@@ -239,22 +249,21 @@ function making(run) {
 
 function budget(rows) {
   const row = ({ name, used, limit }) => {
-    const amount = name === "seconds" ? used.toFixed(used < 10 ? 1 : 0) : used.toLocaleString();
+    const amount = number(name === "seconds" && used >= 10 ? Math.round(used) : used, name === "seconds" && used < 10 ? 1 : 0);
+    const title = named("spent", name);
     return h(
       "div",
       { class: "spent" },
-      h("dt", {}, name),
-      h("dd", {}, h("b", {}, amount), limit === null ? "" : ` of ${limit.toLocaleString()}, ${left(limit - used)} left`),
-      limit === null ? null : h("meter", { min: 0, max: limit, value: Math.min(used, limit), "aria-label": `${name} used` }),
+      h("dt", {}, title),
+      h("dd", {}, h("b", {}, amount), limit === null ? "" : say("budget.left", { limit, left: Math.max(0, limit - used) })),
+      limit === null ? null : h("meter", { min: 0, max: limit, value: Math.min(used, limit), "aria-label": say("budget.used", { name: title }) }),
     );
   };
-  return h("dl", { "aria-label": "Budget" }, rows.filter((one) => one.limit !== null || one.used).map(row));
+  return h("dl", { "aria-label": say("budget") }, rows.filter((one) => one.limit !== null || one.used).map(row));
 }
 
-const left = (amount) => Math.max(0, Number(amount.toFixed(1))).toLocaleString();
-
 function warnings(listed) {
-  return h("details", {}, h("summary", {}, `${listed.length} ${listed.length === 1 ? "warning" : "warnings"}`), notes(listed));
+  return h("details", {}, h("summary", {}, say("warnings", { n: listed.length })), notes(listed));
 }
 
 // Up and down move between the runs of the list.

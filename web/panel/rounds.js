@@ -1,7 +1,8 @@
 // A round: what was planned, its candidates, the chosen one, and what the checks say of it.
 
-import { h, icon, mark, OUTCOMES, percent, svg } from "./dom.js";
+import { h, icon, mark, percent, svg } from "./dom.js";
 import { picture } from "./server.js";
+import { named, number, say } from "./words.js";
 
 export function roundCard(run, round, live) {
   const dropped = round.accepted === false && !live;
@@ -16,7 +17,7 @@ export function roundCard(run, round, live) {
   if (round.candidates.length) show(shown.candidate);
   return h(
     "article",
-    { class: `round${dropped ? " dropped" : ""}`, "aria-label": `Round ${round.index + 1}` },
+    { class: `round${dropped ? " dropped" : ""}`, "aria-label": say("round", { n: round.index + 1 }) },
     heading(round, dropped, live),
     round.instruction && h("p", { class: "instruction", dir: "auto" }, round.instruction),
     round.candidates.length ? h("div", { class: "look" }, stage, round.candidates.length > 1 && picks(run, round, show)) : null,
@@ -29,11 +30,11 @@ function heading(round, dropped, live) {
   return h(
     "header",
     {},
-    h("h3", {}, `Round ${round.index + 1}`, h("span", { class: "action" }, round.action)),
-    round.best && badge("top", "star", "Best"),
-    dropped && badge("back", "back", "Rolled back"),
-    round.hand === "kept" && badge("hand", "pass", "By hand"),
-    live ? null : h("span", { class: "score", title: "Share of passing checks" }, percent(round.score)),
+    h("h3", {}, say("round", { n: round.index + 1 }), h("span", { class: "action" }, named("action", round.action))),
+    round.best && badge("top", "star", say("best")),
+    dropped && badge("back", "back", say("back")),
+    round.hand === "kept" && badge("hand", "pass", say("hand")),
+    live ? null : h("span", { class: "score", title: say("share") }, percent(round.score)),
   );
 }
 
@@ -42,7 +43,7 @@ function reasoning(round) {
   return h(
     "details",
     { class: "reasoning", open: round.reasoning.length < 240 },
-    h("summary", {}, "Reasoning"),
+    h("summary", {}, say("reasoning")),
     h("p", { dir: "auto" }, round.reasoning),
   );
 }
@@ -50,7 +51,7 @@ function reasoning(round) {
 function showStage(stage, run, round, k) {
   const image = h("img", {
     src: picture(run.id, round.candidates[k].image),
-    alt: `Round ${round.index + 1}, candidate ${k + 1}`,
+    alt: say("candidate.of", { round: round.index + 1, n: k + 1 }),
     decoding: "async",
     onload: (event) => event.target.classList.toggle("pixels", event.target.naturalWidth <= 160),
   });
@@ -65,12 +66,12 @@ function picks(run, round, show) {
       "label",
       { class: "pick" },
       h("input", { type: "radio", class: "unseen", name, checked: k === (round.chosen ?? 0), onchange: () => show(k) }),
-      h("img", { src: picture(run.id, candidate.image, 128), alt: `Candidate ${k + 1}`, class: "pixels" }),
+      h("img", { src: picture(run.id, candidate.image, 128), alt: say("candidate", { n: k + 1 }), class: "pixels" }),
       h("span", {}, percent(candidate.score)),
-      k === round.chosen && h("span", { class: "chosen" }, "chosen"),
+      k === round.chosen && h("span", { class: "chosen" }, say("chosen")),
     ),
   );
-  return h("fieldset", { class: "picks" }, h("legend", {}, "Candidates"), h("div", {}, options));
+  return h("fieldset", { class: "picks" }, h("legend", {}, say("candidates")), h("div", {}, options));
 }
 
 function groups(run, round, k, stage) {
@@ -83,20 +84,20 @@ function groups(run, round, k, stage) {
     return h(
       "details",
       { class: "group", open },
-      h("summary", {}, h("span", {}, title), h("span", { class: "count" }, `${passed} of ${results.length}`)),
+      h("summary", {}, h("span", {}, title), h("span", { class: "count" }, say("passing", { n: passed, of: results.length }))),
       h("ul", {}, rows),
     );
   };
   return [
-    list("Goal", run.checks, candidate.active, true),
-    list("This round's instruction", round.expects, candidate.passive, !candidate.active),
+    list(say("goal"), run.checks, candidate.active, true),
+    list(say("expected"), round.expects, candidate.passive, !candidate.active),
   ].filter(Boolean);
 }
 
 function row(check, result, stage) {
   const notes = result.evidence.filter((evidence) => evidence.note || evidence.boxes.length);
   const face = [mark(result.outcome), h("span", { class: "question", dir: "auto" }, check?.question ?? result.check)];
-  if (check?.hand) face.push(h("span", { class: "yours" }, "yours"));
+  if (check?.hand) face.push(h("span", { class: "yours" }, say("yours")));
   if (!notes.length && result.probability === null) return h("li", { class: "check" }, h("div", { class: "face" }, face));
   const boxes = notes.flatMap((evidence) => evidence.boxes);
   const toggled = (event) => outline(stage, event.target.open ? boxes : [], result.outcome);
@@ -110,7 +111,7 @@ function row(check, result, stage) {
       notes.map((evidence) =>
         h("p", { class: "evidence", dir: "auto" }, evidence.judge && h("b", {}, `${evidence.judge} `), evidence.note),
       ),
-      result.probability !== null && h("p", { class: "evidence" }, `Probability of yes: ${result.probability.toFixed(2)}`),
+      result.probability !== null && h("p", { class: "evidence" }, say("probability", { p: number(result.probability, 2) })),
     ),
   );
 }
@@ -122,7 +123,7 @@ function outline(stage, boxes, outcome) {
   const rects = boxes.map(([x0, y0, x1, y1]) =>
     svg("rect", { x: `${x0 * 100}%`, y: `${y0 * 100}%`, width: `${(x1 - x0) * 100}%`, height: `${(y1 - y0) * 100}%`, rx: 3 }),
   );
-  const label = `Evidence: ${OUTCOMES[outcome]}`;
+  const label = say("evidence", { outcome: say(`outcome.${outcome}`) });
   stage.querySelector(".frame")?.append(svg("svg", { class: `overlay ${outcome}`, role: "img", "aria-label": label }, rects));
 }
 
@@ -130,7 +131,7 @@ export function notes(listed) {
   if (!listed.length) return null;
   return h(
     "ul",
-    { class: "notes", "aria-label": "Notes" },
+    { class: "notes", "aria-label": say("notes") },
     listed.map((note) => h("li", {}, icon("note"), h("span", { dir: "auto" }, note))),
   );
 }

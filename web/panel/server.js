@@ -1,13 +1,14 @@
 // What the panel asks of ComfyUI's own server, and nothing of anybody else.
 
 import { api } from "../../../scripts/api.js";
+import { say } from "./words.js";
 
 const path = (run) => run.split("/").map(encodeURIComponent).join("/");
 
 async function asked(route, options) {
   const reply = await api.fetchApi(route, { cache: "no-store", ...options });
   const data = await reply.json().catch(() => ({}));
-  if (!reply.ok) throw new Error(data.error ?? `The server answered ${reply.status}.`);
+  if (!reply.ok) throw new Error(data.error ?? say("error.status", { n: String(reply.status) }));
   return data;
 }
 
