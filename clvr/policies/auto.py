@@ -16,9 +16,8 @@ class Auto(Climb):
     """One shot first where the gate gives it a chance or the budget pays for nothing else, then from its best
     picture on; in stages otherwise. Each part can be switched off, to measure what it adds."""
 
-    name = "auto"
-
-    def __init__(self, gate: bool = True, rollback: bool = True, tactics: bool = True) -> None:
+    def __init__(self, name: str = "auto", gate: bool = True, rollback: bool = True, tactics: bool = True) -> None:
+        self.name = name
         self._gate, self._rollback, self._tactics = gate, rollback, tactics
 
     def brief(self, trajectory: Trajectory, means: Means) -> Brief:
