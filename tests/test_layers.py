@@ -19,7 +19,7 @@ TORCH = (
     "clvr/flux2/",
     "clvr/dswm",
     "clvr/judges/detector.py",
-    "clvr/probe",
+    "clvr/probe/rank.py",
     "clvr/vlm/",
     "clvr/shapes/",
     "training/",
@@ -31,6 +31,7 @@ PILLOW = (
     "clvr/images.py",
     "clvr/report/",
     "clvr/dswm/plot.py",
+    "clvr/probe/plot.py",
     "clvr/flux2/",
     "clvr/judges/",
     "clvr/vlm/",
@@ -164,7 +165,7 @@ def test_nodes_load_nothing_heavy_before_one_runs(name):
 
 
 @pytest.mark.parametrize(
-    "module", ["clvr.loop", "clvr.journal", "clvr.policies", "clvr.context", "clvr.cli", "clvr.models"]
+    "module", ["clvr.loop", "clvr.journal", "clvr.policies", "clvr.context", "clvr.cli", "clvr.models", "clvr.probe"]
 )
 def test_importing_the_engine_loads_nothing_heavy(module):
     code = f"import sys, {module}; print(*sys.modules)"

@@ -1,5 +1,5 @@
-"""clvr generate | resume | report | export | models | merge | linearity. Results go to stdout, everything else to
-stderr."""
+"""clvr generate | resume | report | export | models | bench | merge | linearity | probe. Results go to stdout,
+everything else to stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import ClvrError
-from . import bench, merge, runs
+from . import bench, merge, probe, runs
 from .common import FAILED, INTERRUPTED, say
 
 EXAMPLES = """examples:
@@ -54,4 +54,5 @@ def parser() -> argparse.ArgumentParser:
     runs.add_to(commands)
     bench.add_to(commands)
     merge.add_to(commands)
+    probe.add_to(commands)
     return root

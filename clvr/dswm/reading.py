@@ -55,7 +55,9 @@ class WeightFile:
             while filled < len(buffer):
                 got = file.readinto(buffer[filled:])
                 if not got:
-                    raise WeightsError(f"{self.path} became shorter while it was read.", "Merge again.")
+                    raise WeightsError(
+                        f"{self.path} became shorter while it was read.", "Try again when it is complete."
+                    )
                 filled += got
         except OSError as error:
             raise WeightsError(

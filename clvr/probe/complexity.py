@@ -84,6 +84,21 @@ class Weights:
             if not (math.isfinite(value) and value >= 0):
                 raise SettingError(f"The complexity weight {name} is {value}.", "Weights are finite, from 0 up.")
 
+    @classmethod
+    def parse(cls, text: str) -> Weights:
+        """From 'alpha=1,text=3'; what is not named stays as it is. Raises SettingError."""
+        known = [f.name for f in fields(cls)]
+        given: dict[str, float] = {}
+        for pair in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = (end.strip() for end in pair.partition("="))
+            try:
+                given[name] = float(value)
+            except ValueError:
+                raise SettingError(f"{pair!r:.40} sets no weight.", "Write for example alpha=1,text=3.") from None
+            if name not in known:
+                raise SettingError(f"There is no complexity weight {name!r:.40}.", f"There are {', '.join(known)}.")
+        return cls(**given)
+
 
 DEFAULT = Weights()
 

@@ -23,11 +23,13 @@ RubricName = Literal[
     "rate_prism_long_text",
     "rate_prism_aesthetic",
 ]
-PromptName = Literal["checklist", "plan", "judge", "repair", "split", "tactics"] | RubricName
+PromptName = Literal["checklist", "plan", "judge", "repair", "split", "tactics", "complexity", "trim"] | RubricName
 VERSIONS: dict[PromptName, int] = {
     "checklist": 2,
     "plan": 1,
     "judge": 1,
+    "complexity": 1,
+    "trim": 1,
     "repair": 1,
     "split": 1,
     "tactics": 1,
