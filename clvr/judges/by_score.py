@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..ports import Preference, Verifier
+from ..ports import Preference, Verifier, release
 from ..trajectory import Check, Evidence, Goal, Verdict
 from .seats import Seat
 
@@ -26,6 +26,9 @@ class ScoreComparer:
     @property
     def name(self) -> str:
         return f"scores of {self._seat.name}"
+
+    def release(self) -> None:
+        release(self._seat.verifier)
 
     def prefer(self, first: Image, second: Image, goal: Goal, references: Sequence[Image] = ()) -> Preference:
         """Unjudged where no check was judged on both. Raises what a judge raises that was named wrongly."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SettingError, VLMError
-from ..ports import Verifier
+from ..ports import Verifier, release
 from ..trajectory import Check, CheckVerdict, Evidence, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class FaultyVerifier:
         shares = (("flip", self._flip), ("fail", self._fail), ("garbage", self._garbage))
         faults = ", ".join(f"{name} {share:g}" for name, share in shares if share) or "no faults"
         return f"{self._inner.name} ({faults})"
+
+    def release(self) -> None:
+        release(self._inner)
 
     def judge(self, image: Image, checks: Sequence[Check], references: Sequence[Image] = ()) -> Verdict:
         """Raises VLMError on purpose."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import SettingError, VLMConnectionError, VLMError, VLMSetupError
-from ..ports import Comparer, Preference, Verifier
+from ..ports import Comparer, Preference, Verifier, release
 from ..trajectory import Check, CheckVerdict, Evidence, Goal, Outcome, Usage, Verdict
 from .seats import Seat, Statement, raw_replies
 
@@ -43,6 +43,9 @@ class Panel:
     @property
     def name(self) -> str:
         return f"panel ({self._agreement}): {', '.join(seat.name for seat in self._seats)}"
+
+    def release(self) -> None:
+        release(*(seat.verifier for seat in self._seats))
 
     def judge(self, image: Image, checks: Sequence[Check], references: Sequence[Image] = ()) -> Verdict:
         """A member that fails leaves its vote out. Raises what a member raises that was named wrongly."""
@@ -100,6 +103,9 @@ class ComparerPanel:
     @property
     def name(self) -> str:
         return f"panel: {', '.join(member.name for member in self._members)}"
+
+    def release(self) -> None:
+        release(*self._members)
 
     def prefer(self, first: Image, second: Image, goal: Goal, references: Sequence[Image] = ()) -> Preference:
         """A member that fails leaves its vote out. Raises what a member raises that was named wrongly."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..ports import Verifier
+from ..ports import Verifier, release
 from ..trajectory import Check, CheckVerdict, Verdict
 from .seats import Seat, Statement, raw_replies
 
@@ -28,6 +28,9 @@ class Witnessed:
     @property
     def name(self) -> str:
         return f"{self._judge.name} with {', '.join(seat.name for seat in self._witnesses)}"
+
+    def release(self) -> None:
+        release(self._judge.verifier, *(seat.verifier for seat in self._witnesses))
 
     def judge(self, image: Image, checks: Sequence[Check], references: Sequence[Image] = ()) -> Verdict:
         """Whoever fails says nothing, and why. Raises what a judge or witness raises that was named wrongly."""

@@ -23,11 +23,12 @@ RubricName = Literal[
     "rate_prism_long_text",
     "rate_prism_aesthetic",
 ]
-PromptName = Literal["checklist", "plan", "judge", "repair", "split", "tactics", "complexity", "trim"] | RubricName
+PromptName = Literal["checklist", "plan", "judge", "compare", "repair", "split", "tactics", "complexity", "trim"] | RubricName
 VERSIONS: dict[PromptName, int] = {
     "checklist": 2,
     "plan": 1,
     "judge": 1,
+    "compare": 1,
     "complexity": 1,
     "trim": 1,
     "repair": 1,
