@@ -1,4 +1,4 @@
-"""Policies against one shot and best-of-N at equal function evaluations, in the built-in world (docs/results/search.md).
+"""Policies against one shot and best-of-N at equal function evaluations, in the built-in world.
 
     python -m benchmarks.search                        everything; resumes where it was stopped
     python -m benchmarks.search --quick                two minutes: fewer prompts, the same tables
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -126,15 +127,15 @@ def methods() -> list[Method]:
         Method("clvr", "clvr"),
         Method("director", "director", 2, rounds=6),
         Method("strokes", "strokes"),
-        Method("auto", "auto", 2),
+        Method("auto", "auto"),
     ]
-    rows += [part(f"auto, {n} images", "auto", min(n, 2), n, n, group="budget") for n in (1, 2, 4, 16)]
+    rows += [part(f"auto, {n} images", "auto", 1, n, n, group="budget") for n in (1, 2, 4, 16)]
     rows += [
-        part("one question instead of a checklist", "auto", 2, holistic=True, group="parts"),
-        part("one candidate a round", "auto", 1, group="parts"),
-        part("no rollback", "auto without rollback", 2, group="parts"),
-        part("no gate", "auto without gate", 2, group="parts"),
-        part("no change of tactics", "auto without tactics", 2, group="parts"),
+        part("one question instead of a checklist", "auto", holistic=True, group="parts"),
+        part("two candidates a round", "auto", 2, group="parts"),
+        part("no rollback", "auto without rollback", group="parts"),
+        part("no gate", "auto without gate", group="parts"),
+        part("no change of tactics", "auto without tactics", group="parts"),
     ]
     judges = {
         "wrong 10 %": partial(faulty, flip=0.1),
@@ -142,8 +143,8 @@ def methods() -> list[Method]:
         "fails 20 % of its calls": partial(faulty, fail=0.2),
         "answers garbage": partial(faulty, garbage=1.0),
     }
-    for policy, candidates in (("clvr", 1), ("auto", 2)):
-        rows += [part(f"{policy}, {k}", policy, candidates, judge=j, group="robust") for k, j in judges.items()]
+    for policy in ("clvr", "auto"):
+        rows += [part(f"{policy}, {k}", policy, judge=j, group="robust") for k, j in judges.items()]
     return rows
 
 
@@ -251,7 +252,8 @@ def measure(method: Method, todo: Sequence[Task], painter: Painter, seed: int, b
             out.write(json.dumps(asdict(result)) + "\n")
             out.flush()
             spent = time.monotonic() - began
-            print(f"\r{method.name}: {count}/{len(left)}, {spent * (len(left) / count - 1):.0f} s left ", end="")
+            if sys.stderr.isatty():
+                print(f"\r{method.name}: {count}/{len(left)}, {spent * (len(left) / count - 1):.0f} s left ", end="")
 
         Lockstep(painter).run((partial(solve, method, task, painter, seed) for task in left), keep)
     print(f"\r{method.name}: {len(left)} runs in {time.monotonic() - began:.0f} s{' ' * 20}", flush=True)
@@ -281,7 +283,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
-        options.prompts, options.work, options.out = 6, options.work / "quick", options.work / "quick"
+        options.prompts, options.work, options.out = 2, options.work / "quick", options.work / "quick"
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
     part, parts = (int(n) for n in options.part.split("/"))
