@@ -66,7 +66,7 @@ def _hero(suite: Suite, plan: Plan, summary: Summary) -> Markup:
     first = summary.scores[0]
     highest = suite.measures[0].highest
     share = None if first.value is None else first.value / highest
-    told = el("p", el("strong", _with_interval(first, suite.measures[0])), el("span", first.name))
+    told = el("p", el("strong", _with_interval(first, suite.measures[0])), el("span", f"{first.name}, 95 % interval"))
     words = el(
         "div",
         el("p", "Benchmark", class_="eyebrow"),
@@ -82,7 +82,8 @@ def _drawn_by(plan: Plan) -> str:
     if plan.mode == "images":
         return f"Images from {plan.options.get('images', 'a folder')}, scored as they are."
     model = plan.options.get("model", "?")
-    return f"Drawn by {model}, {plan.mode}, seed {plan.seed}, for each prompt {plan.budget.replace(',', ', ')}."
+    limits = plan.budget.replace("=", " ").replace("_", " ").replace(",", ", ")
+    return f"Model {model}, policy {plan.mode}, seed {plan.seed}. For each prompt: {limits}."
 
 
 def _counts(summary: Summary, results: Sequence[Result]) -> Markup:
@@ -247,7 +248,7 @@ def _face(result: Result, images: Path, folder: Path) -> Markup:
         return el("div", "No image" if not result.image else "The image cannot be read", class_="lost")
     names = "pixels" if picture.small else None
     size = {"width": picture.width, "height": picture.height}
-    face = el("img", src=picture.uri, alt=f"Image of prompt {result.item}", class_=names, loading="lazy", **size)
+    face = el("img", src=picture.uri, alt=f"Image of prompt {result.item}", class_=names, **size)
     run = folder / "runs" / result.item / "report.html"
     if not run.exists():
         return el("div", face, class_="face")
@@ -271,7 +272,8 @@ def _thumbnail(path: Path) -> Picture | None:
 
 
 def _said(suite: Suite, result: Result) -> str:
-    parts = [result.id.lstrip("0") or "0", *(v.replace("_", " ") for v in result.tags.values())]
+    tags = (f"{tag} {value}" if value.isdecimal() else value for tag, value in result.tags.items())
+    parts = [result.id, *(tag.replace("_", " ") for tag in tags)]
     if result.checks:
         passed = sum(v.outcome == "pass" for v in result.verdicts)
         parts.append(f"{passed} of {len(result.checks)} checks")

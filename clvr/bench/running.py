@@ -110,7 +110,8 @@ class _HaltedError(Exception):
 
 
 class Bench:
-    """`drawer` None: the images are in `images` already. `tell` hears of each result as it comes."""
+    """`drawer` None: the images are in `images` already. `asked` tells who judges and by which prompts; a verdict of
+    another is not kept. `tell` hears of each result as it comes."""
 
     def __init__(
         self,
@@ -119,6 +120,7 @@ class Bench:
         judge: Callable[[], Judge],
         drawer: Drawer | None,
         images: Path,
+        asked: str = "",
         tell: Callable[[Result], None] = lambda _: None,
     ) -> None:
         self._suite = suite
@@ -127,6 +129,7 @@ class Bench:
         self._drawer = drawer
         self._ports = PerWorker(drawer.ports) if drawer else None
         self._images = images
+        self._asked = asked
         self._tell = tell
         self._halt = threading.Event()
 
@@ -148,9 +151,13 @@ class Bench:
     def _one(self, item: Item) -> list[Result]:
         if self._halt.is_set():
             raise _HaltedError
-        results = list(self._results(item))
-        for result in results:
-            self._tell(result)
+        try:
+            results = list(self._results(item))
+            for result in results:
+                self._tell(result)
+        except BaseException:
+            self._halt.set()
+            raise
         return results
 
     def _results(self, item: Item) -> Iterator[Result]:
@@ -225,23 +232,22 @@ class Bench:
         place(self._images / item.image, encoded(image, Path(item.image).suffix))
 
     def _judged(self, item: Item, name: str, path: Path, facts: RunFacts | None, error: str) -> Result:
-        judge = self._judge()
         data = path.read_bytes()
-        digest = file_digest(data, item.digest)
+        digest = file_digest(data, f"{item.digest} {self._asked}")
         before = self._folder.result(name)
-        if before and (before.digest, before.judge) == (digest, judge.name) and before.settled:
+        if before and before.digest == digest and before.settled:
             result = dataclasses.replace(before, run=facts, error=error)
         else:
-            result = self._asked(item, name, path, data, judge, digest, facts, error)
+            result = self._ask(item, name, path, data, digest, facts, error)
         if result != before:
             self._folder.keep(result)
         return result
 
-    def _asked(
-        self, item: Item, name: str, path: Path, data: bytes, judge: Judge, digest: str,
+    def _ask(
+        self, item: Item, name: str, path: Path, data: bytes, digest: str,
         facts: RunFacts | None, error: str,
     ) -> Result:  # fmt: skip
-        began = perf_counter()
+        judge, began = self._judge(), perf_counter()
         shown = path.relative_to(self._images).as_posix()
         try:
             judged = judge.judge(decode_image(data, str(path)), item)
@@ -277,6 +283,3 @@ def _facts(record: journal.Record) -> RunFacts:
     trajectory = record.trajectory
     pictures = sum(len(step.candidates) for step in trajectory.steps)
     return RunFacts(len(trajectory.steps), pictures, trajectory.cost, trajectory.stop_reason, record.resumable)
-
-
-__all__ = ["Bench", "Drawer", "PerWorker", "Shared", "encoded", "found_images"]

@@ -119,9 +119,11 @@ def _overall(suite: Suite, overall: Overall, results: Sequence[Result]) -> Estim
 
 
 def _groups(suite: Suite, tag: str, results: Sequence[Result]) -> list[Group]:
-    order = dict.fromkeys(item.tags[tag] for item in suite.items)
+    values = list(dict.fromkeys(item.tags[tag] for item in suite.items))
+    if all(value.isdecimal() for value in values):
+        values.sort(key=int)
     made = []
-    for value in order:
+    for value in values:
         members = [r for r in results if r.tags.get(tag) == value]
         there = [r for r in members if r.image]
         unjudged = sum(r.values.get(suite.measures[0].name) is None for r in there)

@@ -79,7 +79,7 @@ def _bench(options: argparse.Namespace) -> int:
         drawer = None if options.images else parts.drawer()
         images = options.images or folder.images
         teller = _Teller(len(items))
-        bench = Bench(suite, folder, parts.judge, drawer, images, teller.tell)
+        bench = Bench(suite, folder, parts.judge, drawer, images, parts.asked, teller.tell)
         results = bench.run(items, parts.workers)
         return _finish(options, suite, folder, results, images)
 
@@ -139,6 +139,15 @@ class _Parts:
 
         generator = Shared(lambda: open_generator(self.choice))
         return Drawer(lambda: self._ports(generator), self.settings(), self.options.seed, self.choice.options())
+
+    @property
+    def asked(self) -> str:
+        """Who judges, by which prompts."""
+        from ..vlm import templates
+
+        rubrics = {templates.identity(r.prompt): None for item in self.suite.items for r in item.rubrics}
+        prompts = rubrics or (templates.identity("judge"),)
+        return " ".join((self.judging.vlm, self.judging.vlm_model, *prompts))
 
     def judge(self) -> Judge:
         """One for each worker."""
