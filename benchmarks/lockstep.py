@@ -119,7 +119,8 @@ class Lockstep:
             if not alive:
                 return
             with lock:
-                lock.wait_for(lambda: results or len(self.painter.requests) == alive)
+                while not results and len(self.painter.requests) < alive:
+                    lock.wait()
                 ended, results[:] = list(results), []
                 ready = [] if ended else list(self.painter.requests)
                 if ready:

@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from clvr.trajectory import Brief, Candidate, Check, CheckVerdict, Decision, Goa
 from training.folder import open_sampler
 
 from .lockstep import Lockstep, Painter
-from .search_tables import write
+from .search_tables import Result, write
 
 IMAGES = 8
 """The budget of every method, in pictures."""
@@ -166,28 +166,6 @@ def tasks(count: int, seed: int) -> list[Task]:
     parts = probe.tiers(values, TIERS)
     rows = zip(found.items(), values, parts, strict=True)
     return [Task(n, text, checklist(spec), value, tier) for n, ((text, spec), value, tier) in enumerate(rows)]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run. `passed` and `recall` are the result's, `first_recall` the first picture's, as measured; `curve`
-    tells whether the best so far passed, after each round."""
-
-    method: str
-    task: int
-    tier: int
-    complexity: float
-    passed: bool
-    recall: float
-    first_passed: bool
-    first_recall: float
-    images: int
-    rounds: int
-    nfe: int
-    rolled_back: int
-    reason: str
-    seconds: float = 0.0
-    tactics: list[str] = field(default_factory=list)
 
 
 def solve(method: Method, task: Task, painter: Painter, seed: int) -> Result:

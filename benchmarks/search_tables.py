@@ -6,8 +6,8 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from PIL.Image import Image
 
@@ -19,8 +19,9 @@ PLOTTED = ("one shot", "best of 8", "refinement only", "clvr", "director", "stro
 AGAINST = ("one shot", "one shot, 8 times the denoising steps", "best of 8", "refinement only", "clvr")
 
 
-class Row(Protocol):
-    """What is read of a result; see benchmarks/search.py."""
+@dataclass(frozen=True)
+class Result:
+    """One run. `passed` and `recall` are the result's, `first_recall` the first picture's, as measured."""
 
     method: str
     task: int
@@ -34,9 +35,12 @@ class Row(Protocol):
     rounds: int
     nfe: int
     rolled_back: int
+    reason: str
+    seconds: float = 0.0
+    tactics: list[str] = field(default_factory=list)
 
 
-def write(rows: Sequence[Row], methods: Sequence[tuple[str, str]], out: Path, how: str) -> list[Path]:
+def write(rows: Sequence[Result], methods: Sequence[tuple[str, str]], out: Path, how: str) -> list[Path]:
     """search.md with its plots, in `out`. `methods`: name and group, in the order of the tables."""
     of = {name: [row for row in rows if row.method == name] for name, _ in methods}
     groups: dict[str, list[str]] = {}
@@ -71,7 +75,7 @@ def write(rows: Sequence[Row], methods: Sequence[tuple[str, str]], out: Path, ho
     return made
 
 
-def _head(of: dict[str, list[Row]], how: str) -> list[str]:
+def _head(of: dict[str, list[Result]], how: str) -> list[str]:
     tasks = {row.task: row for rows in of.values() for row in rows}
     values = [row.complexity for row in tasks.values()]
     counts = Counter(row.tier for row in tasks.values())
@@ -85,7 +89,7 @@ def _head(of: dict[str, list[Row]], how: str) -> list[str]:
     ]
 
 
-def _by_tier(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
+def _by_tier(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     tiers = sorted({row.tier for name in names for row in of[name]})
     lines = [
         "## Passes by tier",
@@ -101,7 +105,7 @@ def _by_tier(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
     return [*lines, "", "![passes over complexity](search_tiers.png)"]
 
 
-def _claims(of: dict[str, list[Row]]) -> list[str]:
+def _claims(of: dict[str, list[Result]]) -> list[str]:
     """auto against others, prompt by prompt."""
     auto = {row.task: row for row in of.get("auto", [])}
     tiers = sorted({row.tier for row in auto.values()})
@@ -132,7 +136,7 @@ def _difference(values: Sequence[int]) -> str:
     return f"{statistics.fmean(values):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _areas(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
+def _areas(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     """A.7: area under pass rate and recall over the medians of ten tiers, and that area over its widest."""
     values = [row.complexity for row in of[names[0]]] if names else []
     if len(values) < 20:
@@ -154,7 +158,7 @@ def _areas(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _rounds(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
+def _rounds(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     """The shape of the paper's table 8b: rounds used, by tier."""
     most = max((row.rounds for name in names for row in of[name]), default=0)
     lines = [
@@ -170,7 +174,7 @@ def _rounds(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _parts(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
+def _parts(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     if not names:
         return []
     lines = ["## What each part of auto adds", "| auto with | passes | recall | pictures | rolled back |"]
@@ -185,7 +189,7 @@ def _parts(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _budget(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
+def _budget(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     if not names:
         return []
     lines = ["## Quality against budget", "| pictures, at most | passes | recall | pictures used |"]
@@ -196,14 +200,14 @@ def _budget(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
     return [*lines, "", "![quality against budget](search_budget.png)"]
 
 
-def _curve(of: dict[str, list[Row]], names: Sequence[str]) -> list[tuple[int, list[Row]]]:
+def _curve(of: dict[str, list[Result]], names: Sequence[str]) -> list[tuple[int, list[Result]]]:
     points = [(int(name.split()[1]), of[name]) for name in names]
     if of.get("auto, same prompts"):
         points.append((8, of["auto, same prompts"]))
     return sorted(points, key=lambda point: point[0])
 
 
-def _robust(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
+def _robust(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     if not names:
         return []
     lines = [
@@ -227,7 +231,7 @@ def _robust(of: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
     return [*lines, "", "![judges that err](search_robust.png)"]
 
 
-def passes(rows: Iterable[Row]) -> str:
+def passes(rows: Iterable[Result]) -> str:
     return rate([row.passed for row in rows])
 
 
@@ -252,7 +256,7 @@ _BOX = (96, 76, 700, 540)
 _Point = tuple[float, float, tuple[float, float]]
 
 
-def tier_plot(of: dict[str, list[Row]]) -> Image | None:
+def tier_plot(of: dict[str, list[Result]]) -> Image | None:
     """Pass rate over complexity, in eight tiers."""
     names = [name for name in PLOTTED if of.get(name)]
     values = [row.complexity for name in names for row in of[name]]
@@ -270,7 +274,7 @@ def tier_plot(of: dict[str, list[Row]]) -> Image | None:
     )
 
 
-def budget_plot(of: dict[str, list[Row]], names: Sequence[str]) -> Image | None:
+def budget_plot(of: dict[str, list[Result]], names: Sequence[str]) -> Image | None:
     if not names:
         return None
     curve = _curve(of, names)
@@ -289,7 +293,7 @@ def budget_plot(of: dict[str, list[Row]], names: Sequence[str]) -> Image | None:
     return _lines("auto: passes against the budget", "pictures, at most", scale, series)
 
 
-def robust_plot(of: dict[str, list[Row]], names: Sequence[str]) -> Image | None:
+def robust_plot(of: dict[str, list[Result]], names: Sequence[str]) -> Image | None:
     """How often a run's result is worse than its first picture, by judge."""
     if not names:
         return None
@@ -321,7 +325,7 @@ def _lines(
     for value, label in scale.ticks:
         pen.text((left + scale.place(value) * (right - left), bottom + 14), label, 16, SOFT, "ma")
     pen.text(((left + right) / 2, bottom + 46), axis, 18, INK, "ma")
-    for number, (name, points) in enumerate(series):
+    for number, (_, points) in enumerate(series):
         color, shift = COLORS[number % len(COLORS)], (number - len(series) / 2 + 0.5) * 4
         places = [(left + scale.place(x) * (right - left) + shift, y, i) for x, y, i in points]
         for x, _, (low, high) in places:
