@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -28,9 +29,12 @@ class Progress:
 
     def listen(self, event: events.Event) -> None:
         match event:
+            case events.Started(goal) if goal.checks:
+                self._checks = goal.checks
+                self._say(f"checklist: {_counted(goal.checks)}, as given")
             case events.Checklisted(goal):
                 self._checks = goal.checks
-                self._say(f"checklist: {len(goal.checks)} checks")
+                self._say(f"checklist: {_counted(goal.checks)}")
             case events.Planned(step, decision):
                 self._say(f"round {step + 1}/{self._rounds}: {decision.action} – {_short(decision.instruction)}")
             case events.Drawing(_, progress):
@@ -69,6 +73,10 @@ class Progress:
 
     def _say(self, line: str) -> None:
         tqdm.write(line, file=self._stream)
+
+
+def _counted(checks: Sequence[Check]) -> str:
+    return f"{len(checks)} check{'' if len(checks) == 1 else 's'}"
 
 
 def _short(text: str, limit: int = 100) -> str:

@@ -8,6 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 class ClvrExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import (
+            checklist,
             conditioning,
             loop,
             loops,
@@ -24,7 +25,16 @@ class ClvrExtension(ComfyExtension):
 
         drawing = [*models.NODES, *vlm_clip.NODES, *vlm_transformers.NODES, *native.NODES, *conditioning.NODES]
         panel.register()
-        return [*drawing, *loop.NODES, *loops.NODES, *steps.NODES, *pause.NODES, *merging.NODES, *trajectories.NODES]
+        return [
+            *drawing,
+            *loop.NODES,
+            *loops.NODES,
+            *steps.NODES,
+            *checklist.NODES,
+            *pause.NODES,
+            *merging.NODES,
+            *trajectories.NODES,
+        ]
 
 
 def extension() -> ComfyExtension:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..clvr import ports
     from ..clvr.budget import Budget
     from ..clvr.loop import Settings
+    from ..clvr.trajectory import Goal
 
 CATEGORY = "CLVR/loops"
 LARGEST_SEED = 2**53 - 1
@@ -100,16 +101,40 @@ class CLVRThinkingBudget(io.ComfyNode):
         )
 
 
+def prompt_input() -> io.Input:
+    return io.String.Input(
+        "prompt",
+        default="two red circles above a blue square",
+        multiline=True,
+        dynamic_prompts=False,
+        tooltip="What the picture shall show. The built-in models know coloured shapes and their places.",
+    )
+
+
+def checklist_input() -> io.Input:
+    return io.String.Input(
+        "checklist",
+        default="",
+        multiline=True,
+        dynamic_prompts=False,
+        optional=True,
+        tooltip="The checks to go by, one a line, as CLVR Checklist makes them: [kind x2] question (if id). "
+        "Empty: the controller makes them from the prompt.",
+    )
+
+
+def goal_of(prompt: str, checklist: str) -> Goal:
+    """Raises FormatError for a line of the checklist that cannot be read."""
+    from ..clvr.checklist import parse_text
+    from ..clvr.trajectory import Goal
+
+    return Goal(prompt, checks=parse_text(checklist))
+
+
 def goal_inputs() -> list[io.Input]:
     """What every run starts from, as inputs of a node."""
     return [
-        io.String.Input(
-            "prompt",
-            default="two red circles above a blue square",
-            multiline=True,
-            dynamic_prompts=False,
-            tooltip="What the picture shall show. The built-in models know coloured shapes and their places.",
-        ),
+        prompt_input(),
         io.Int.Input(
             "seed",
             default=1,
@@ -162,6 +187,7 @@ class CLVRClosedLoop(io.ComfyNode):
                 seconds_input(),
                 *optional_inputs(),
                 continue_input(),
+                checklist_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="final"),
@@ -194,9 +220,9 @@ class CLVRClosedLoop(io.ComfyNode):
         budget: Budget | None = None,
         references: Tensor | None = None,
         continue_from: Run | None = None,
+        checklist: str = "",
     ) -> io.NodeOutput:
         from ..clvr import loop
-        from ..clvr.trajectory import Goal
         from . import board, books, records
         from .live import Live
         from .pause import Pauses
@@ -206,11 +232,12 @@ class CLVRClosedLoop(io.ComfyNode):
         cast = loop.Ports(controller.port, generator.port, verifier.port)
         run = books.resumed(continue_from, budget, **roles) if continue_from else None
         settings = settings_for(budget, width, height, generator.port.default_size)
+        goal = goal_of(prompt, checklist)
         with books.Book(run, folder) as book:
             kept = book.open()
             live = Live(cls.hidden.unique_id, settings.budget.steps, board.opened(board.folder_name(kept), kept))
             if run is None:
-                state = loop.start(Goal(prompt), to_pictures(references), cast.controller, settings, seed, live)
+                state = loop.start(goal, to_pictures(references), cast.controller, settings, seed, live)
                 run = book.sign(Run(state).after(state, **roles))
             else:
                 live.resume(run.state)

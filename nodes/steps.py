@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .loop import continue_input, goal_inputs, optional_inputs, settings_for, shown
+from .loop import checklist_input, continue_input, goal_inputs, goal_of, optional_inputs, settings_for, shown
 from .sockets import Cast, Controller, Generator, LoopState, Run, Trajectory, Verifier
 
 if TYPE_CHECKING:
@@ -46,8 +46,12 @@ class CLVRStart(io.ComfyNode):
                     "a number is added. Empty: nowhere, until CLVR Save Trajectory.",
                 ),
                 continue_input(),
+                checklist_input(),
             ],
-            outputs=[LoopState.Output(display_name="run"), io.String.Output(display_name="checklist")],
+            outputs=[
+                LoopState.Output(display_name="run"),
+                io.String.Output(display_name="checklist", tooltip="What the run goes by, one check a line."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -63,9 +67,10 @@ class CLVRStart(io.ComfyNode):
         references: Tensor | None = None,
         folder: str = "clvr/run",
         continue_from: Run | None = None,
+        checklist: str = "",
     ) -> io.NodeOutput:
         from ..clvr import loop
-        from ..clvr.trajectory import Goal
+        from ..clvr.checklist import to_text
         from . import board, books
         from .live import Live
         from .pixels import to_pictures
@@ -76,12 +81,13 @@ class CLVRStart(io.ComfyNode):
             run = dataclasses.replace(books.resumed(continue_from, budget), id=name, prefix=folder)
             live.resume(run.state)
         else:
-            state = loop.start(Goal(prompt), to_pictures(references), controller.port, settings, seed, live)
+            state = loop.start(
+                goal_of(prompt, checklist), to_pictures(references), controller.port, settings, seed, live
+            )
             run = Run(state, id=name, prefix=folder).after(state, controller=controller)
             with books.Book(run) as book:
                 run = book.begin(run)
-        checklist = "\n".join(check.question for check in run.state.trajectory.goal.checks)
-        return io.NodeOutput(run, checklist)
+        return io.NodeOutput(run, to_text(run.state.trajectory.goal.checks))
 
 
 class CLVRPlan(io.ComfyNode):

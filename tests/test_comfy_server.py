@@ -19,6 +19,7 @@ from .comfy_fixtures import LOOPS, MORE_LOOPS, TEMPLATES, api, drawn, hurried, n
 pytestmark = [pytest.mark.comfy, pytest.mark.xdist_group("comfy")]
 
 NODES = {
+    "CLVRChecklist",
     "CLVRClosedLoop",
     "CLVRConditioning",
     "CLVRControllerBuiltin",

@@ -1,5 +1,5 @@
-"""clvr generate | resume | report | export | models | bench | merge | linearity | probe. Results go to stdout,
-everything else to stderr."""
+"""clvr generate | resume | report | export | models | checklist | bench | merge | linearity | probe.
+Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import ClvrError
-from . import bench, merge, probe, runs
+from . import bench, checklist, merge, probe, runs
 from .common import FAILED, INTERRUPTED, say
 
 EXAMPLES = """examples:
   clvr generate "two red circles above a blue square" --seed 1 --out out/first
   clvr generate "a cat reading a newspaper" --model black-forest-labs/FLUX.2-klein-4B --vlm http://127.0.0.1:8000
+  clvr checklist "a cat reading a newspaper" --vlm http://127.0.0.1:8000 --out checks.txt
   clvr resume out/first --budget steps=12
   clvr models
   clvr merge --base BASE --distilled DISTILLED --align MY_LORA:0.8 --out merged.safetensors
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"clvr {__version__}")
     commands = root.add_subparsers(metavar="COMMAND", required=True)
     runs.add_to(commands)
+    checklist.add_to(commands)
     bench.add_to(commands)
     merge.add_to(commands)
     probe.add_to(commands)

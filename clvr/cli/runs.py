@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, MissingFileError, SettingError
+from .checklist import add_option, read_checklist
 from .common import FAILED, OK, say
 from .opening import add_drawing, add_models, choice_of, open_generator
 
@@ -55,6 +56,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     add("prompt")
     add("--reference", type=Path, action="append", default=[], metavar="IMG", help="a picture to start from")
     add_models(command)
+    add_option(command)
     add("--budget", default="", metavar="LIMITS", help=BUDGET)
     add("--policy", default="clvr", metavar="NAME", help="how the loop is run (clvr)")
     add("--seed", type=int, help="the same seed gives the same run; random when not given")
@@ -75,13 +77,14 @@ def _generate(options: argparse.Namespace) -> int:
     budget = Budget.parse(options.budget)
     choice = choice_of(options).resolved()
     references = [load_image(path) for path in options.reference]
+    checks = read_checklist(options.checklist)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     folder = options.out or _default_folder(options.prompt)
     with Journal.create(folder) as journal:
         progress = Progress(budget.steps)
         controller, verifier = load_judges(choice)
         settings = loop.Settings(budget, options.policy, options.size)
-        state = loop.start(Goal(options.prompt), references, controller, settings, seed, progress.listen)
+        state = loop.start(Goal(options.prompt, checks=checks), references, controller, settings, seed, progress.listen)
         generator = open_generator(choice)
         ports = loop.Ports(controller, generator, verifier)
         size = options.size or generator.default_size
