@@ -1,4 +1,4 @@
-"""clvr generate | resume | report | export | models | checklist | bench | merge | linearity | probe.
+"""clvr generate | resume | report | export | models | checklist | calibrate | bench | merge | linearity | probe.
 Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import ClvrError
-from . import bench, checklist, merge, probe, runs
+from . import bench, calibrate, checklist, merge, probe, runs
 from .common import FAILED, INTERRUPTED, say
 
 EXAMPLES = """examples:
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(metavar="COMMAND", required=True)
     runs.add_to(commands)
     checklist.add_to(commands)
+    calibrate.add_to(commands)
     bench.add_to(commands)
     merge.add_to(commands)
     probe.add_to(commands)
