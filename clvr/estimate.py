@@ -88,7 +88,7 @@ class Estimate:
         counts += [(self.vlm_calls or 0, "VLM call"), (self.tokens or 0, "token")]
         told = "up to " + ", ".join(_counted(n, name) for n, name in counts if n)
         if self.seconds is None:
-            return f"{told}; how long that takes is not known: no step with these models at this size was done here yet"
+            return f"{told}; the time is not known: nothing like it was drawn here before"
         low, median, high = (duration(s) for s in (self.seconds.low, self.seconds.median, self.seconds.high))
         spread = f" ({low} to {high})" if low != high else ""
         usual = f"; runs so far ended after {_counted(self.usual, 'round')}" if self.usual else ""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import builtin
 from .errors import ClvrError, MissingFileError, VLMError, VLMSetupError
-from .ports import Controller, Generator, Verifier
+from .estimate import Setup
+from .past import vlm_name
+from .ports import Controller, Generator, Size, Verifier
 
 if TYPE_CHECKING:
-    from .vlm.chat import ChatClient
+    from .vlm.chat import ChatClient, Message, Reply
 
 BUILTIN = "builtin"
 TRANSFORMERS = "transformers:"
@@ -103,6 +105,50 @@ def load_generator(choice: Choice) -> Generator:
         steps=choice.steps,
         guidance=choice.guidance,
     )
+
+
+def outline(choice: Choice, size: Size | None = None) -> Setup:
+    """Who would draw, plan and judge, without loading or downloading anything. Raises WeightsError, SettingError,
+    VLMSetupError, and MissingFileError for a model that is not on this machine."""
+    from .flux2 import folder
+
+    model = builtin.PATH if choice.model == BUILTIN else choice.model
+    found = folder.find(model, download=_from_cache)
+    sampling = found.sampling.chosen(choice.steps, choice.guidance)
+    size = size or (sampling.width, sampling.height)
+    here = choice.vlm.startswith(TRANSFORMERS)
+    judges = load_judges(choice, _unloaded(choice)) if here else load_judges(choice)
+    return Setup(sampling.named(model), vlm_name(*judges), size, sampling.evaluations(found.distilled))
+
+
+def _unloaded(choice: Choice) -> ChatClient:
+    """A client that has the name of the VLM in this process, and no weights."""
+    from .vlm.local import model_name
+
+    return _Unloaded(model_name(choice.vlm.removeprefix(TRANSFORMERS)))
+
+
+@dataclass(frozen=True)
+class _Unloaded:
+    name: str
+
+    def chat(
+        self, messages: Sequence[Message], schema: Mapping[str, Any] | None = None, logprobs: bool = False
+    ) -> Reply:
+        raise VLMSetupError(f"{self.name} is not loaded.", "It is asked during a run only.")
+
+
+def _from_cache(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+    """Hub files that were downloaded before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(name, allow_patterns=allow_patterns, local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        if local_files_only:
+            raise
+        raise MissingFileError(f"{name} is not on this machine yet.", "The first run downloads it.") from error
 
 
 def load_judges(choice: Choice, client: ChatClient | None = None) -> tuple[Controller, Verifier]:

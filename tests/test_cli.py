@@ -13,9 +13,12 @@ import pytest
 from PIL import Image
 
 from clvr import cli, journal, models
+from clvr.budget import Budget
 from clvr.context import from_sharegpt
 from clvr.errors import VLMError, VLMSetupError, WeightsError
+from clvr.estimate import Setup
 from clvr.models import Choice
+from clvr.past import CHECKLIST, History
 from clvr.trajectory import Goal
 
 from .engine_fixtures import CHECKS, SIZE, FakeController, FakeGenerator, FakeVerifier, draw
@@ -79,6 +82,66 @@ def test_progress_goes_to_stderr(fakes, tmp_path, capsys):
     assert "round 2/3" in said
     assert "checks passing" in said
     assert "stopped: the budget of 3 steps is used" in said
+
+
+@pytest.fixture
+def outlined(monkeypatch, tmp_path):
+    """The fakes as the estimate sees them, and a past of their own."""
+    setup = Setup("fake generator", "fake controller, fake verifier", SIZE, 2)
+    monkeypatch.setattr(models, "outline", lambda choice, size: setup)
+    monkeypatch.setenv("CLVR_STATE_DIR", str(tmp_path / "state"))
+
+
+def test_a_run_is_estimated_before_it_starts_from_the_runs_before_it(fakes, outlined, tmp_path, capsys):
+    generate(tmp_path / "one")
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("estimate: up to 3 rounds, 6 images, 12 function evaluations; the time is not known")
+    generate(tmp_path / "two")
+    assert "going by 3 past steps; runs so far ended after 3 rounds" in capsys.readouterr().err.splitlines()[0]
+
+
+def test_an_estimate_alone_draws_nothing(fakes, outlined, tmp_path, capsys):
+    assert generate(tmp_path / "run", "--estimate", "--budget", "thorough,steps=2") == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("estimate: up to 2 rounds, 8 images")
+    assert not told.err
+    assert not (tmp_path / "run").exists()
+    assert not fakes["generator"].sizes
+
+
+def test_a_resumed_run_leaves_its_costs_too(fakes, outlined, tmp_path, capsys):
+    generate(tmp_path / "run")
+    assert run("resume", tmp_path / "run", "--budget", "steps=5") == 0
+    steps, _ = History().read()
+    assert [p.index for p in steps] == [CHECKLIST, 0, 1, 2, 3, 4]
+
+
+def test_a_damaged_past_is_told_and_stops_nothing(fakes, outlined, tmp_path, capsys):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "steps.jsonl").write_text("?\n")
+    assert generate(tmp_path / "run") == 0
+    assert "steps.jsonl was damaged" in capsys.readouterr().err
+
+
+def test_what_is_outlined_is_what_is_loaded():
+    """On the built-in model, whose weights are at hand."""
+    choice = Choice(steps=2, guidance=3.0, device="cpu").resolved()
+    outlined = models.outline(choice)
+    assert outlined == Setup.of(models.load_generator(choice), *models.load_judges(choice))
+    assert models.outline(choice, (32, 48)).size == (32, 48)
+
+
+def test_a_model_that_is_not_here_is_not_downloaded_for_an_estimate(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert run("generate", "a cat", "--estimate", "--model", "nobody/nothing", "--vlm", "transformers:none/such") == 2
+    assert "nobody/nothing is not on this machine yet" in capsys.readouterr().err
+
+
+def test_a_budget_by_name(fakes, tmp_path):
+    assert generate(tmp_path / "run", "--budget", "fast,patience=3") == 0
+    record = journal.read(tmp_path / "run")
+    assert record.header.budget == Budget.parse("steps=2,patience=3")
+    assert len(record.trajectory.steps) == 2
 
 
 def test_references_are_read_and_kept(fakes, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import FormatError, MissingFileError, SettingError
 from .checklist import add_option, read_checklist
 from .common import FAILED, OK, say
+from .forecast import forecast, recorder
 from .opening import add_drawing, add_models, choice_of, open_generator
 
 if TYPE_CHECKING:
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from ..terminal import Progress
 
 BUDGET = (
-    "limits as name=value, separated by commas: steps (8), candidates (1), nfe, seconds, vlm_calls, "
-    "verify_every (1), threshold (1), patience (4); 'none' lifts a limit"
+    "fast, balanced or thorough, or limits as name=value, or the one and then the other, separated by commas: "
+    "steps (8), candidates (1), nfe, seconds, vlm_calls, tokens, batch, verify_every (1), threshold (1), "
+    "patience (4); 'none' lifts a limit"
 )
 
 
@@ -58,6 +61,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     add_models(command)
     add_option(command)
     add("--budget", default="", metavar="LIMITS", help=BUDGET)
+    add("--estimate", action="store_true", help="tell how long it would take, from past runs, and draw nothing")
     add("--policy", default="clvr", metavar="NAME", help="how the loop is run (clvr)")
     add("--seed", type=int, help="the same seed gives the same run; random when not given")
     add_drawing(command)
@@ -71,17 +75,24 @@ def _generate(options: argparse.Namespace) -> int:
     from ..images import load_image
     from ..journal import Header, Journal
     from ..models import load_judges
+    from ..policies import find_policy
     from ..terminal import Progress
     from ..trajectory import Goal
 
     budget = Budget.parse(options.budget)
+    find_policy(options.policy)
     choice = choice_of(options).resolved()
+    if options.estimate:
+        print(forecast(choice, budget, options.size))
+        return OK
     references = [load_image(path) for path in options.reference]
     checks = read_checklist(options.checklist)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     folder = options.out or _default_folder(options.prompt)
     with Journal.create(folder) as journal:
         progress = Progress(budget.steps)
+        with contextlib.suppress(MissingFileError):  # a model that is still to be downloaded has no past
+            say(forecast(choice, budget, options.size))
         controller, verifier = load_judges(choice)
         settings = loop.Settings(budget, options.policy, options.size)
         state = loop.start(Goal(options.prompt, checks=checks), references, controller, settings, seed, progress.listen)
@@ -156,9 +167,12 @@ def _proceed(state: State, ports: Ports, journal: Journal, progress: Progress) -
     from .. import loop
     from ..journal import read
 
+    past = recorder(ports)
+
     def listen(event: Event) -> Answer | None:
         answer = journal.listen(event)
         progress.listen(event)
+        past.listen(event)
         return answer
 
     try:

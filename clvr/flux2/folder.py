@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .. import hub
-from ..errors import FormatError, WeightsError
+from ..errors import FormatError, SettingError, WeightsError
 from ..trajectory import decode
 from . import headers
 
@@ -43,6 +44,24 @@ class Sampling:
     guidance: float = 4.0
     max_sequence_length: int = 512
     text_encoder_out_layers: tuple[int, ...] = (9, 18, 27)
+
+    def chosen(self, steps: int | None, guidance: float | None) -> Sampling:
+        """With the user's own steps and guidance. Raises SettingError."""
+        steps = self.steps if steps is None else steps
+        guidance = self.guidance if guidance is None else float(guidance)
+        if steps < 1 or not 0 <= guidance < math.inf:
+            raise SettingError(
+                f"{steps} steps at guidance {guidance:g} draw nothing.",
+                "Use at least one step, and a guidance from 0.",
+            )
+        return replace(self, steps=steps, guidance=guidance)
+
+    def evaluations(self, distilled: bool) -> int:
+        """Of the model, an image: two a step under guidance, which a distilled model ignores."""
+        return self.steps * (2 if self.guidance > 1 and not distilled else 1)
+
+    def named(self, model: str | Path) -> str:
+        return f"{model} ({self.steps} steps, guidance {self.guidance:g})"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ..context import Context, fit
-from ..errors import DeviceMemoryError, SettingError
+from ..errors import DeviceMemoryError
 from ..ports import Drawing, DrawProgress, Size
 from .encodings import KleinPipeline, synchronise
 from .folder import Sampling, find
@@ -73,22 +73,13 @@ class Flux2Generator:
 
         Raises MissingFileError, WeightsError, SettingError."""
         folder = find(model)
-        sampling = folder.sampling
-        if steps is not None:
-            sampling = replace(sampling, steps=steps)
-        if guidance is not None:
-            sampling = replace(sampling, guidance=float(guidance))
-        if sampling.steps < 1 or not 0 <= sampling.guidance < math.inf:
-            raise SettingError(
-                f"{sampling.steps} steps at guidance {sampling.guidance:g} draw nothing.",
-                "Use at least one step, and a guidance from 0.",
-            )
+        sampling = folder.sampling.chosen(steps, guidance)
         pipeline = load_pipeline(folder, device, dtype, offload)
         return cls(pipeline, sampling, str(model), previews=offload == "none")
 
     @property
     def name(self) -> str:
-        return f"{self._name} ({self.sampling.steps} steps, guidance {self.sampling.guidance:g})"
+        return self.sampling.named(self._name)
 
     @property
     def default_size(self) -> Size:
@@ -100,7 +91,7 @@ class Flux2Generator:
         return self.sampling.guidance > 1 and not self.pipeline.config["is_distilled"]
 
     def nfe(self, images: int) -> int:
-        return images * self.sampling.steps * (2 if self.guided else 1)
+        return images * self.sampling.evaluations(self.pipeline.config["is_distilled"])
 
     def draw(
         self,

@@ -295,10 +295,11 @@ def load(model: str | Path, dtype: torch.dtype) -> QwenVL:
     if not isinstance(processor, Qwen3VLProcessor):
         found = type(processor).__name__
         raise WeightsError(f"{folder.path} has a {found}, no Qwen3VLProcessor.", "Download the folder again.")
-    return QwenVL(weights, processor, _name(model))
+    return QwenVL(weights, processor, model_name(model))
 
 
-def _name(model: str | Path) -> str:
+def model_name(model: str | Path) -> str:
+    """How a VLM of a folder or hub id is called."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else str(model)
 
