@@ -30,12 +30,13 @@ PREFIX = "clvr/run"
 class Book:
     """The journal of a run while one node works on it. Use it as a context manager.
 
-    `run` None is one that is about to start, in a folder named after `prefix`. Any other run has its folder
-    opened by `open`, or as soon as there is something to write; without a folder and a prefix nothing is."""
+    `run` None is one that is about to start. Any other run has its folder opened by `open`, or as soon as there is
+    something to write; without a folder and a prefix nothing is. A new folder is named after `prefix`, or as the
+    run says."""
 
     def __init__(self, run: Run | None, prefix: str = "") -> None:
         self._run = run
-        self._prefix = run.prefix if run else prefix
+        self._prefix = prefix or (run.prefix if run else "")
         self._journal: journal.Journal | None = None
 
     def __enter__(self) -> Book:

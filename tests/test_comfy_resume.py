@@ -143,8 +143,7 @@ def test_a_run_in_the_input_folder_goes_on_in_the_output_folder(wrecked, uncut):
     before = (given / "journal.jsonl").read_bytes()
     assert settled(Client(wrecked.address), going_on(whole("taken/in"), "given_00001")) == 2
     assert (given / "journal.jsonl").read_bytes() == before
-    (folder,) = (wrecked.output / "clvr").glob("run_*")
-    assert story(journal.read(folder)) == uncut
+    assert story(journal.read(wrecked.output / "taken" / "in_00001")) == uncut
 
 
 def test_a_run_that_is_over_goes_on_with_a_larger_budget_only(client, server):
