@@ -75,7 +75,7 @@ def definitions(info: Info, language: str) -> dict[str, Any]:
 def categories(info: Info, language: str) -> dict[str, str]:
     """The parts of the nodes' categories, which the frontend translates one by one; CLVR is a name."""
     known = phrases(language)
-    parts = {part for node in ours(info) for part in info[node]["category"].split("/")[1:]}
+    parts: set[str] = {part for node in ours(info) for part in info[node]["category"].split("/")[1:]}
     return {part: known.get(part, part) for part in sorted(parts)}
 
 

@@ -19,8 +19,12 @@ from scripts.templates import TEMPLATES, Node, Template, To
 
 Info = Mapping[str, Any]
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-HEAD, SLOT, WIDGET, TEXT, PICTURE = 40, 22, 26, 110, 420
-"""Heights in pixels: a node's title bar, a socket, a widget, a text field, a picture."""
+HEAD, SLOT, WIDGET, TEXT = 40, 22, 26, 110
+"""Heights in pixels: a node's title bar, a socket, a widget, a text field."""
+PICTURES = {"PreviewImage": 420, "LoadImage": 420, "CLVRClosedLoop": 420, "CLVRGenerate": 300, "CLVRFinish": 420}
+TOLD = 40
+"""Height of the line on nodes that run a phase."""
+PHASES = ("CLVRPlan", "CLVRGenerate", "CLVRVerify", "CLVRFinish", "CLVRTakeDrawing")
 GAP, TOP, NOTE = 60, 100, 400
 OPTIONAL_SHAPE = 7
 ENDS = ("PreviewAny", "PreviewImage")
@@ -148,10 +152,9 @@ def _values(node: Node, inputs: Mapping[str, tuple[Any, Mapping[str, Any], bool]
 def _height(kind: str, slots: list[Any], outputs: list[Any], inputs: Mapping[str, Any]) -> int:
     widgets = [slot["name"] for slot in slots if "widget" in slot]
     texts = sum(bool(inputs[name][1].get("multiline")) for name in widgets)
-    pictures = PICTURE if kind in ("PreviewImage", "LoadImage", "CLVRClosedLoop") else 0
-    shown = TEXT if kind == "PreviewAny" else 0
+    shown = PICTURES.get(kind, 0) + TOLD * (kind in PHASES) + TEXT * (kind == "PreviewAny")
     sockets = max(len(slots) - len(widgets), len(outputs))
-    return HEAD + SLOT * sockets + WIDGET * (len(widgets) + 1) + TEXT * texts + pictures + shown
+    return HEAD + SLOT * sockets + WIDGET * (len(widgets) + 1) + TEXT * texts + shown
 
 
 def _note(template: Template) -> dict[str, Any]:

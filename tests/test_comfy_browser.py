@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from scripts.comfy import Client, Server
+from scripts.browser import CHROMIUM, READY, RUN, frontend
+from scripts.comfy import Server
 
 from .comfy_fixtures import ARTIFACTS, KLEIN, LOOPS, MERGES, MORE_LOOPS, drawn
 
 pytestmark = [pytest.mark.comfy, pytest.mark.browser, pytest.mark.xdist_group("comfy")]
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-READY = "() => window.app?.extensionManager && window.app.graph && LiteGraph.registered_node_types.CLVRClosedLoop"
 BUILTIN = (*LOOPS, *MORE_LOOPS)
 LOAD = """async ([workflow, name]) => {
     await app.loadGraphData(workflow, true, true, name);
@@ -41,12 +29,6 @@ HURRY = """() => app.graph.nodes.flatMap(n => n.widgets ?? []).forEach(w => {
 UNKNOWN = """() => app.graph.nodes
     .filter(n => n.has_errors || !(n.type in LiteGraph.registered_node_types))
     .map(n => n.type)"""
-RUN = """() => new Promise((resolve, reject) => {
-    const failed = event => reject(new Error(event.detail.exception_message ?? event.type));
-    app.api.addEventListener('execution_success', () => resolve(true), {once: true});
-    app.api.addEventListener('execution_error', failed, {once: true});
-    app.queuePrompt(0, 1).catch(reject);
-})"""
 PICTURES = """() => app.graph.nodes
     .filter(n => n.imgs?.length && n.imgs.every(i => i.complete && i.naturalWidth >= 64))
     .map(n => n.title)"""
@@ -56,21 +38,9 @@ PICTURES = """() => app.graph.nodes
 def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if CHROMIUM is None and not os.environ.get("CI"):
         pytest.skip("NO CHROMIUM: the browser tests did not run. Install it: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    Client(server.address).post("settings", {"Comfy.TutorialCompleted": True})
     ARTIFACTS.mkdir(exist_ok=True)
-    profile = tmp_path_factory.mktemp("profile")
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 2200, "height": 1200}
-        )
-        opened = context.new_page()
-        opened.set_default_timeout(60_000)
-        opened.goto(server.url)
-        opened.wait_for_function(READY)
-        yield opened
-        context.close()
+    with frontend(server, tmp_path_factory.mktemp("profile")) as shown:
+        yield shown
 
 
 def opened(page, name):
