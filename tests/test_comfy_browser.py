@@ -292,3 +292,21 @@ def test_the_panel_speaks_the_frontend_s_language(page, language, panel):
     shoot(page, f"done-{language}")
     panel.get_by_role("button", name=words["runs.all"]).click()
     heard(words["runs"])
+
+
+LIST = """() => {
+    app.graph.clear();
+    const nodes = ['CLVRControllerBuiltin', 'CLVRChecklist'].map(kind => LiteGraph.createNode(kind));
+    nodes.forEach((node, i) => { node.pos = [60 + 360 * i, 160]; app.graph.add(node); });
+    nodes[0].connect(0, nodes[1], 0);
+}"""
+MADE = "() => app.graph.nodes.find(n => n.type === 'CLVRChecklist').widgets.find(w => w.name === 'made')?.value"
+SAVED = "() => app.graph.serialize().nodes.find(n => n.type === 'CLVRChecklist').widgets_values"
+
+
+def test_the_made_checklist_is_shown_in_its_node_and_not_saved_with_the_workflow(page):
+    page.evaluate(LIST)
+    assert page.evaluate(RUN)
+    page.wait_for_function(f"() => ({MADE})()?.includes('total: [count] Are there exactly 3 shapes?')")
+    page.screenshot(path=ARTIFACTS / "checklist.png")
+    assert page.evaluate(SAVED) == ["two red circles above a blue square"]
