@@ -281,6 +281,15 @@ def test_geneval_and_genevalpp_leave_their_official_layouts(tmp_path, monkeypatc
     assert Image.open(tmp_path / "geneval++" / "images" / "1.jpg").format == "JPEG"
 
 
+def test_best_of_n_is_one_round_of_n_images(tmp_path, monkeypatch):
+    from clvr import models
+
+    monkeypatch.setattr(models, "load_generator", lambda choice: FakeGenerator())
+    command("builtin", "--out", tmp_path, "--limit", 2, "--best-of", 3)
+    facts = [json.loads(line)["run"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(f["rounds"], f["pictures"]) for f in facts] == [(1, 3), (1, 3)]
+
+
 def test_the_loops_own_judge_is_said_aloud(tmp_path, monkeypatch, capsys):
     from clvr import models
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from PIL import Image
-
-from ..errors import ImageError
+from ..errors import ImageError, MissingFileError
 from ..images import load_image
 from ..report import page as report_page
 from ..report.figures import duration, mark, ring
 from ..report.markup import NOTHING, Markup, el, join
-from ..report.pictures import SMALL, Picture
+from ..report.pictures import Picture, thumbnail
 from ..trajectory import Check, CheckVerdict, Cost
 from .results import Plan, Result
 from .scores import Estimate, Group, Summary
@@ -139,9 +136,9 @@ def _score_row(estimate: Estimate, measure: Measure) -> Markup:
 def _table(suite: Suite, tag: str, summary: Summary) -> Markup:
     groups = [g for g in summary.groups if g.tag == tag]
     lost = any(g.missing or g.unjudged for g in groups)
-    names = [tag.capitalize(), "Images", *(["Not judged", "No image"] if lost else [])]
     first, *others = suite.measures
-    head = [*names, first.name.capitalize(), "95 % interval", "", *(m.name.capitalize() for m in others)]
+    scores = [first.name.capitalize(), "95 % interval", "", *(m.name.capitalize() for m in others)]
+    head = [tag.capitalize(), "Images", *scores, *(["Not judged", "No image"] if lost else [])]
     rows = [_group_row(group, suite, lost) for group in groups]
     table = el("table", el("thead", el("tr", *(el("th", h, scope="col") for h in head))), el("tbody", *rows))
     return _section(f"by-{tag}", f"By {tag}", _scrolling(table, f"Scores by {tag}"))
@@ -154,11 +151,11 @@ def _group_row(group: Group, suite: Suite, lost: bool) -> Markup:
         "tr",
         el("th", group.value.replace("_", " "), scope="row"),
         el("td", group.images, class_="numbers"),
-        *left,
         el("td", _number(first[0].value, first[1]), class_="value"),
         el("td", _interval(*first), class_="numbers"),
         el("td", _bar(*first), class_="bar"),
         *(el("td", _number(e.value, m), class_="numbers") for e, m in others),
+        *left,
     )
 
 
@@ -256,19 +253,11 @@ def _face(result: Result, images: Path, folder: Path) -> Markup:
 
 
 def _thumbnail(path: Path) -> Picture | None:
+    """None for a file that is no image."""
     try:
-        image = load_image(path)
-    except (ImageError, OSError):
+        return thumbnail(load_image(path), THUMB)
+    except (ImageError, MissingFileError):
         return None
-    buffer = io.BytesIO()
-    if max(image.size) <= SMALL:
-        image.save(buffer, "PNG", optimize=True)
-        kind = "png"
-    else:
-        image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
-        image.save(buffer, "WEBP", quality=80)
-        kind = "webp"
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size)
 
 
 def _said(suite: Suite, result: Result) -> str:

@@ -58,8 +58,9 @@ def summarise(suite: Suite, results: Sequence[Result]) -> Summary:
     headline = suite.measures[0].name
     there = [r for r in results if r.image]
     unjudged = sum(r.values.get(headline) is None for r in there)
-    scores = [s for m in suite.measures for s in (_micro(m, there), _macro(suite, m, there))]
-    scores += [_overall(suite, o, there) for o in suite.overalls]
+    averages = [(_micro(m, there), _macro(suite, m, there)) for m in suite.measures]
+    overalls = [_overall(suite, o, there) for o in suite.overalls]
+    scores = [*averages[0], *overalls, *(s for pair in averages[1:] for s in pair)]
     tags = dict.fromkeys(tag for item in suite.items for tag in item.tags)
     return Summary(
         tuple(scores),

@@ -98,6 +98,15 @@ class Pictures:
         return step.label if candidate == step.chosen and step.label in self.images else None
 
 
+def thumbnail(image: Image.Image, side: int) -> Picture:
+    """At most `side` pixels a side; small pictures losslessly, larger ones as WebP of a few kB."""
+    if max(image.size) <= SMALL:
+        return _encode(image.convert("RGB"), "PNG", optimize=True)
+    image = image.convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _encode(image, "WEBP", quality=80)
+
+
 def reference_labels(trajectory: Trajectory) -> list[str]:
     return [referenced(i) for i in range(trajectory.goal.references)]
 
@@ -106,11 +115,12 @@ def _embed(image: Image.Image, limit: int | None) -> Picture:
     image = image.convert("RGB")
     if limit is not None and max(image.size) > limit:
         image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
+    if max(image.size) <= _LOSSLESS:
+        return _encode(image, "PNG", optimize=True)
+    return _encode(image, "WEBP", quality=90)
+
+
+def _encode(image: Image.Image, kind: str, **options: int) -> Picture:
     buffer = io.BytesIO()
-    lossless = max(image.size) <= _LOSSLESS
-    if lossless:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.save(buffer, "WEBP", quality=90)
-    kind = "png" if lossless else "webp"
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size)
+    image.save(buffer, kind, **options)
+    return Picture(f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size)
