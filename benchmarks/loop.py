@@ -135,7 +135,7 @@ class Run:
 
 
 def measure(generator: Flux2Generator, rounds: int, seed: int) -> Run:
-    generator.forget()
+    generator.release()
     timed = TimedGenerator(generator)
     verifier = UndecidedVerifier()
     ports = loop.Ports(ScriptedController(), timed, verifier)
@@ -152,7 +152,7 @@ def measure(generator: Flux2Generator, rounds: int, seed: int) -> Run:
             ends.append(perf_counter())
         loop.finish(state, listen=journal.listen)
         wall = perf_counter() - began
-    generator.forget()
+    generator.release()
     bare = []
     for call in timed.calls:
         start = perf_counter()

@@ -162,7 +162,7 @@ def simulate(
     """Seconds of writing the checklist, and the rounds. Nothing is kept from an earlier run."""
     client.release()
     if isinstance(generator, Flux2Generator):
-        generator.forget()
+        generator.release()
     controller, verifier, clock = (
         ScriptedController(client, script),
         ScriptedVerifier(client, script),

@@ -190,7 +190,7 @@ def drawn(bench: Bench, kind: str, references: int, images: int) -> Row:
     given = context(bench, references)
 
     def work(generator: Flux2Generator) -> dict[str, float]:
-        generator.forget()
+        generator.release()
         drawing, seconds = timed(bench, lambda: generator.draw(given, bench.size, range(images)))
         whole = {"s": seconds, "s an image": seconds / images}
         if bench.place.device.type == "cpu":  # the generator tells wall time

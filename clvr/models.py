@@ -15,9 +15,10 @@ from . import builtin
 from .errors import ClvrError, MissingFileError, VLMError, VLMSetupError
 from .estimate import Setup
 from .past import vlm_name
-from .ports import Controller, Generator, Size, Verifier
+from .ports import Controller, Size, Verifier
 
 if TYPE_CHECKING:
+    from .flux2.generator import Flux2Generator
     from .vlm.chat import ChatClient, Message, Reply
 
 BUILTIN = "builtin"
@@ -93,7 +94,7 @@ class Choice:
         )
 
 
-def load_generator(choice: Choice) -> Generator:
+def load_generator(choice: Choice) -> Flux2Generator:
     """Raises MissingFileError, WeightsError, SettingError."""
     from .flux2.generator import Flux2Generator
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from .sockets import Cast, Generator
 from .vlm_sockets import max_tokens_input, roles
+
+if TYPE_CHECKING:
+    from ..clvr import ports
+    from ..clvr.models import Choice
 
 CATEGORY = "CLVR/models"
 
@@ -37,7 +42,11 @@ class CLVRGeneratorBuiltin(io.ComfyNode):
 
     @classmethod
     def execute(cls, drawing_steps: int, guidance: float) -> io.NodeOutput:
-        return io.NodeOutput(_generator(steps=drawing_steps or None, guidance=guidance or None))
+        from ..clvr.models import Choice, load_generator
+
+        choice = Choice(steps=drawing_steps or None, guidance=guidance or None)
+        named = {key: value for key, value in choice.options().items() if key in ("model", "steps", "guidance")}
+        return io.NodeOutput(Cast(load_generator(choice), named))
 
 
 class CLVRGeneratorDiffusers(io.ComfyNode):
@@ -77,25 +86,32 @@ class CLVRGeneratorDiffusers(io.ComfyNode):
     def execute(
         cls, model: str, drawing_steps: int, guidance: float, device: str, dtype: str, offload: str
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            _generator(
-                model=_diffusers_folder(model),
-                steps=drawing_steps or None,
-                guidance=guidance or None,
-                device=device,
-                dtype=dtype,
-                offload=offload,
-            )
+        from ..clvr.models import Choice
+
+        choice = Choice(
+            model=_diffusers_folder(model),
+            steps=drawing_steps or None,
+            guidance=guidance or None,
+            device=device,
+            dtype=dtype,
+            offload=offload,
         )
+        return io.NodeOutput(Cast(_hosted(choice), choice.options()))
 
 
-def _generator(**asked: Any) -> Cast:  # noqa: ANN401
-    """The generator of a `Choice`. Raises MissingFileError, WeightsError, SettingError."""
-    from ..clvr.models import Choice, load_generator
+def _hosted(choice: Choice) -> ports.Generator:
+    """Its weights wait in CPU memory. Raises MissingFileError, WeightsError, SettingError."""
+    from comfy.model_management import get_torch_device
 
-    choice = Choice(**asked)
-    options = choice.options()
-    return Cast(load_generator(choice), {key: options[key] for key in options if key in ("model", *asked)})
+    from ..clvr.devices import choose_device, choose_dtype
+    from ..clvr.models import load_generator
+    from .memory import HostedGenerator
+
+    device = get_torch_device() if choice.device == "auto" else choose_device(choice.device)
+    dtype = str(choose_dtype(choice.dtype, device)).removeprefix("torch.")
+    resting = "cpu" if choice.offload == "none" else str(device)
+    generator = load_generator(dataclasses.replace(choice, device=resting, dtype=dtype))
+    return HostedGenerator(generator, device, choice.offload)
 
 
 def _diffusers_folder(model: str) -> str:

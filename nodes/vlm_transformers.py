@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import comfy.model_management
-import comfy.model_patcher
 import folder_paths
 from comfy_api.latest import io
 
+from .memory import Managed
 from .sockets import Cast
 from .vlm_sockets import image_side_input, max_tokens_input, roles
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from ..clvr.vlm.qwen import QwenVL
 
 CATEGORY = "CLVR/models"
-_EVERYTHING = 1e30  # bytes, as ComfyUI itself asks for them
 FOLDERS = ("LLM", "text_encoders", "VLM")
-_LOADED: weakref.WeakValueDictionary[tuple[str, str, str], Managed] = weakref.WeakValueDictionary()
+_LOADED: weakref.WeakValueDictionary[tuple[str, str, str], Weights] = weakref.WeakValueDictionary()
 
 
 class CLVRVLMTransformers(io.ComfyNode):
@@ -53,7 +52,7 @@ class CLVRVLMTransformers(io.ComfyNode):
                     "offload",
                     ["auto", "always"],
                     tooltip="auto: ComfyUI moves it away when another model needs the memory. always: after every "
-                    "answer, for a picture model that ComfyUI does not manage (CLVR Generator (diffusers)).",
+                    "answer, for models that ComfyUI does not manage.",
                 ),
                 io.Boolean.Input(
                     "keep_prefix",
@@ -82,9 +81,10 @@ class CLVRVLMTransformers(io.ComfyNode):
         from ..clvr.vlm.local import LocalClient, LocalSettings
         from .live import interrupted
 
-        managed = _managed(folder(model), dtype, device)
+        weights = _weights(folder(model), dtype, device)
         settings = LocalSettings(max_tokens=max_tokens, image_side=image_side, keep_prefix=keep_prefix)
-        client = LocalClient(managed.qwen, managed.residence(offload == "always"), settings, interrupted)
+        residence = Residence(weights.managed, offload == "always")
+        client = LocalClient(weights.qwen, residence, settings, interrupted)
         options = {"vlm": f"transformers:{model}"}
         return io.NodeOutput(Cast(VLMController(client), options), Cast(VLMVerifier(client, logprobs=True)))
 
@@ -104,13 +104,13 @@ def folder(model: str) -> str:
     return name
 
 
-def _managed(model: str, dtype: str, device: str) -> Managed:
+def _weights(model: str, dtype: str, device: str) -> Weights:
     """Weights that are in memory already are used again, also by another node."""
     key = (model, dtype, device)
-    managed = _LOADED.get(key)
-    if managed is None:
-        managed = _LOADED[key] = Managed(*_loaded(model, dtype, device))
-    return managed
+    weights = _LOADED.get(key)
+    if weights is None:
+        weights = _LOADED[key] = Weights(*_loaded(model, dtype, device))
+    return weights
 
 
 def _loaded(model: str, dtype: str, device: str) -> tuple[QwenVL, torch.device]:
@@ -123,25 +123,12 @@ def _loaded(model: str, dtype: str, device: str) -> tuple[QwenVL, torch.device]:
     return load(model, choose_dtype(dtype, place)), place
 
 
-class Managed:
-    """Weights that ComfyUI counts, frees others for, and moves away when it needs their place."""
+class Weights:
+    """A Qwen3-VL in ComfyUI's care."""
 
     def __init__(self, qwen: QwenVL, device: torch.device) -> None:
-        import torch
-
-        shell = torch.nn.Module()  # ComfyUI writes attributes to a model that transformers' own does not allow
-        shell.add_module("qwen", qwen.model)
         self.qwen = qwen
-        self.shell: Any = shell
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            shell,
-            load_device=device,
-            offload_device=torch.device("cpu"),
-            size=comfy.model_management.module_size(shell),
-        )
-
-    def residence(self, leaves: bool) -> Residence:
-        return Residence(self, leaves)
+        self.managed = Managed(device, [qwen.model])
 
 
 class Residence:
@@ -149,21 +136,20 @@ class Residence:
     kept of a conversation waits in CPU memory, where it is in nobody's way."""
 
     def __init__(self, managed: Managed, leaves: bool) -> None:
-        self.device: torch.device = managed.patcher.load_device
-        self.rest: torch.device = managed.patcher.offload_device
+        self.device = managed.device
+        self.rest = managed.rest
         self._managed = managed
         self._leaves = leaves
 
     def __enter__(self) -> None:
-        comfy.model_management.load_models_gpu([self._managed.patcher], force_full_load=True)
-        self._managed.shell.to(self.device)  # a part that ComfyUI had moved away to make room
+        self._managed.load()
 
     def __exit__(self, *error: object) -> None:
-        if self._leaves and self.device != self.rest:
-            management = comfy.model_management
-            others = [m for m in management.current_loaded_models if m.model is not self._managed.patcher]
-            management.free_memory(_EVERYTHING, self.device, others)
-            management.soft_empty_cache()
+        if self._leaves:
+            self._managed.unload()
+
+    def make_room(self, size: int) -> None:
+        self._managed.make_room(size)
 
 
 NODES = [CLVRVLMTransformers]

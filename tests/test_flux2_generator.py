@@ -38,7 +38,7 @@ def loaded(folder):
 
 @pytest.fixture
 def generator(loaded):
-    loaded.forget()
+    loaded.release()
     return loaded
 
 

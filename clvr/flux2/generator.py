@@ -119,8 +119,8 @@ class Flux2Generator:
             raise
         return Drawing(tuple(current.images), current.evaluations, current.seconds, tuple(current.notes))
 
-    def forget(self) -> None:
-        """Free the encodings that are kept for the next round."""
+    def release(self) -> None:
+        """Free the encodings that are kept for the next round: the run is over."""
         self.pipeline.forget()
 
     def _fit(self, context: Context) -> tuple[Context, int, list[str]]:

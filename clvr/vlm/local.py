@@ -59,6 +59,10 @@ class Residence(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
+    def make_room(self, size: int) -> None:
+        """Bytes that the conversation will take on the device, beside the weights. Called inside of it."""
+        ...
+
 
 class Resident:
     """Weights that stay on their device, or leave it after every call."""
@@ -75,6 +79,9 @@ class Resident:
         self._model.to(self.rest)
         if self.rest != self.device and self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def make_room(self, size: int) -> None:
+        """What else is on the device is not known here."""
 
 
 class LocalClient:
@@ -153,6 +160,7 @@ class LocalClient:
         with torch.inference_mode(), self._residence, self.qwen.watched(self._look):
             prompt = self.qwen.prompt(messages, self.settings.image_side)
             self._check_length(prompt)
+            self._residence.make_room(self.qwen.token_bytes * (len(prompt.tokens) + self.settings.max_tokens))
             prefix = self._prefixes.take(prompt.kind, prompt.tokens) or self.qwen.blank()
             prefix.move(self._residence.device)
             try:

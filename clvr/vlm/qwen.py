@@ -112,6 +112,12 @@ class QwenVL:
     def vocabulary(self) -> int:
         return self._config.text_config.vocab_size
 
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token."""
+        text = self._config.text_config
+        return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
+
     def forget(self) -> None:
         """Drop the features of the images seen. Prefixes that were made with them must go too."""
         self._sight = _Sight()
