@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import builtin
 from .errors import ClvrError, MissingFileError, VLMError, VLMSetupError
 from .estimate import Setup
+from .jury import Jury, read_threshold
 from .past import vlm_name
 from .ports import Controller, Size, Verifier
 
@@ -67,18 +68,26 @@ class Choice:
     device: str = "auto"
     dtype: str = "auto"
     offload: str = "none"
+    judges: tuple[str, ...] = ()
+    agreement: str = ""
+    judge_threshold: str = ""
+    spare_vlm: bool = False
     trusted: bool = True
 
     def resolved(self) -> Choice:
-        """With the VLM filled in. Raises VLMSetupError where a real model has none."""
+        """With the VLM filled in, and the threshold read. Raises VLMSetupError where a real model has no VLM,
+        SettingError, MissingFileError and FormatError for a threshold."""
         vlm = self.vlm or (BUILTIN if self.model == BUILTIN else os.environ.get("CLVR_VLM_URL", ""))
         if not vlm:
             raise VLMSetupError(f"{self.model} needs a VLM that plans and judges.", START_A_VLM)
-        return dataclasses.replace(self, vlm=vlm, vlm_model=self.vlm_model or os.environ.get("CLVR_VLM_MODEL", ""))
+        threshold = str(read_threshold(self.judge_threshold)) if self.judge_threshold else ""
+        model = self.vlm_model or os.environ.get("CLVR_VLM_MODEL", "")
+        return dataclasses.replace(self, vlm=vlm, vlm_model=model, judge_threshold=threshold)
 
     def options(self) -> dict[str, str]:
         """For the journal's header."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trusted"}
+        fields |= {"judges": "\n".join(self.judges), "spare_vlm": "yes" if self.spare_vlm else ""}
         return {name: str(value) for name, value in fields.items() if value not in (None, "")}
 
     @classmethod
@@ -86,10 +95,13 @@ class Choice:
         """From a journal's header. The address is trusted where the environment names the same one."""
         texts = {f.name: options[f.name] for f in dataclasses.fields(cls) if f.name in options}
         steps, guidance = texts.pop("steps", None), texts.pop("guidance", None)
+        judges, spare = texts.pop("judges", ""), texts.pop("spare_vlm", "")
         return cls(
             **texts,  # type: ignore[arg-type]
             steps=int(steps) if steps else None,
             guidance=float(guidance) if guidance else None,
+            judges=tuple(judges.split("\n")) if judges else (),
+            spare_vlm=bool(spare),
             trusted=options.get("vlm") == os.environ.get("CLVR_VLM_URL"),
         )
 
@@ -117,13 +129,14 @@ def outline(choice: Choice, size: Size | None = None) -> Setup:
     found = folder.find(model, download=_from_cache)
     sampling = found.sampling.chosen(choice.steps, choice.guidance)
     size = size or (sampling.width, sampling.height)
-    here = choice.vlm.startswith(TRANSFORMERS)
-    judges = load_judges(choice, _unloaded(choice)) if here else load_judges(choice)
+    judges = load_judges(choice, open_client=_unloaded)
     return Setup(sampling.named(model), vlm_name(*judges), size, sampling.evaluations(found.distilled))
 
 
 def _unloaded(choice: Choice) -> ChatClient:
-    """A client that has the name of the VLM in this process, and no weights."""
+    """A client that has the name of a VLM in this process, and no weights."""
+    if not choice.vlm.startswith(TRANSFORMERS):
+        return load_client(choice)
     from .vlm.local import model_name
 
     return _Unloaded(model_name(choice.vlm.removeprefix(TRANSFORMERS)))
@@ -152,9 +165,30 @@ def _from_cache(name: str, *, allow_patterns: list[str], local_files_only: bool 
         raise MissingFileError(f"{name} is not on this machine yet.", "The first run downloads it.") from error
 
 
-def load_judges(choice: Choice, client: ChatClient | None = None) -> tuple[Controller, Verifier]:
-    """`client`: the VLM, where it is open already. Raises VLMSetupError for an address that is none; for a VLM in
-    this process MissingFileError, WeightsError, SettingError, DeviceMemoryError."""
+def load_judges(
+    choice: Choice,
+    client: ChatClient | None = None,
+    open_client: Callable[[Choice], ChatClient] | None = None,
+) -> tuple[Controller, Verifier]:
+    """`client`: the VLM, where it is open already; `open_client` opens one in the place of `load_client`. Raises
+    VLMSetupError for an address that is none; for a VLM in this process MissingFileError, WeightsError,
+    SettingError, DeviceMemoryError; and what `Jury.seated` raises."""
+    open_client = open_client or load_client
+    controller, verifier = _vlm_of(choice, client, open_client)
+    jury = Jury(choice.judges, choice.agreement or "majority", choice.judge_threshold, choice.spare_vlm)
+
+    def other(name: str) -> Verifier:
+        address, _, model = name.partition("#")
+        named = address in (choice.vlm, os.environ.get("CLVR_VLM_URL"))  # a key goes nowhere else
+        another = dataclasses.replace(choice, vlm=address, vlm_model=model, trusted=choice.trusted and named)
+        return _vlm_of(another, None, open_client)[1]
+
+    return controller, jury.seated(verifier, other, choice.device)
+
+
+def _vlm_of(
+    choice: Choice, client: ChatClient | None, open_client: Callable[[Choice], ChatClient]
+) -> tuple[Controller, Verifier]:
     if choice.vlm == BUILTIN:
         from .shapes.controller import ShapesController
         from .shapes.verifier import MeasuringVerifier
@@ -162,8 +196,8 @@ def load_judges(choice: Choice, client: ChatClient | None = None) -> tuple[Contr
         return ShapesController(), MeasuringVerifier()
     from .vlm import VLMController, VLMVerifier
 
-    client = client or load_client(choice)
-    return VLMController(client), VLMVerifier(client, logprobs=choice.vlm.startswith(TRANSFORMERS))
+    client = client or open_client(choice)
+    return VLMController(client), VLMVerifier(client, logprobs=True)
 
 
 def load_client(choice: Choice) -> ChatClient:

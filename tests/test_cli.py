@@ -40,7 +40,7 @@ def fakes(monkeypatch):
         "verifier": FakeVerifier(blind=("c4",)),
         "generator": FakeGenerator(),
     }
-    monkeypatch.setattr(models, "load_judges", lambda choice: (parts["controller"], parts["verifier"]))
+    monkeypatch.setattr(models, "load_judges", lambda choice, **_: (parts["controller"], parts["verifier"]))
     monkeypatch.setattr(models, "load_generator", lambda choice: parts["generator"])
     return parts
 

@@ -216,7 +216,7 @@ def owl(tmp_path_factory):
 
 
 def test_a_real_detector_gives_boxes_within_the_picture(owl):
-    detector = TransformersDetector.load(owl, "cpu")
+    detector = TransformersDetector(owl, "cpu")
     found = detector.detect(scene((LEFT, "red")), "car", 0.0)
     assert found
     assert all(0 <= d.box[0] < d.box[2] <= 1 and 0 <= d.box[1] < d.box[3] <= 1 for d in found)
@@ -229,11 +229,11 @@ def test_a_real_detector_gives_boxes_within_the_picture(owl):
 
 def test_a_folder_without_a_detector_is_refused(owl, tmp_path):
     with pytest.raises(MissingFileError, match=r"no config\.json"):
-        TransformersDetector.load(tmp_path)
+        TransformersDetector(tmp_path)
     (tmp_path / "config.json").write_text((owl / "config.json").read_text())
     (tmp_path / "pytorch_model.bin").write_bytes(b"code")
     with pytest.raises(WeightsError, match="safetensors"):
-        TransformersDetector.load(tmp_path)
+        TransformersDetector(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="cannot be opened"):
-        TransformersDetector.load(tmp_path)
+        TransformersDetector(tmp_path).detect(scene(), "car", 0.1)

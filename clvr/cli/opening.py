@@ -21,6 +21,17 @@ def add_models(command: argparse.ArgumentParser) -> None:
     add("--vlm-model", default="", metavar="NAME", help="the server's model; its only one when not given")
 
 
+def add_judges(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--judge", action="append", default=[], dest="judges", metavar="JUDGE", help="who judges, again for each: vlm "
+        "(--vlm, when no other VLM is named), another VLM (address, address#model, transformers:FOLDER), and what is "
+        "measured beside them and overrules them: ocr, ocr:similar, ocr:words, detector:FOLDER, measuring")  # fmt: skip
+    add("--agreement", default="", metavar="HOW", help="of several VLMs: majority (default), all, or weighted=2,1")
+    add("--judge-threshold", default="", metavar="FILE", help="P(yes) from which --vlm's yes counts: a file of clvr "
+        "calibrate, a number, or two with unjudged between")  # fmt: skip
+    add("--spare-vlm", action="store_true", help="do not ask VLMs what was measured")
+
+
 def add_drawing(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--size", type=image_size, metavar="WxH", help="pixels; the model's own when not given")
@@ -36,7 +47,8 @@ def choice_of(options: argparse.Namespace) -> Choice:
     from ..models import Choice
 
     names = {f.name for f in dataclasses.fields(Choice)} & vars(options).keys()
-    return Choice(**{name: getattr(options, name) for name in names})
+    choice = Choice(**{name: getattr(options, name) for name in names})
+    return dataclasses.replace(choice, judges=tuple(choice.judges))
 
 
 def open_generator(choice: Choice) -> Generator:

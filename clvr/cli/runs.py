@@ -17,7 +17,7 @@ from ..errors import FormatError, MissingFileError, SettingError
 from .checklist import add_option, read_checklist
 from .common import FAILED, OK, say
 from .forecast import forecast, recorder
-from .opening import add_drawing, add_models, choice_of, open_generator
+from .opening import add_drawing, add_judges, add_models, choice_of, open_generator
 
 if TYPE_CHECKING:
     from ..events import Answer, Event
@@ -59,6 +59,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     add("prompt")
     add("--reference", type=Path, action="append", default=[], metavar="IMG", help="a picture to start from")
     add_models(command)
+    add_judges(command)
     add_option(command)
     add("--budget", default="", metavar="LIMITS", help=BUDGET)
     add("--estimate", action="store_true", help="tell how long it would take, from past runs, and draw nothing")

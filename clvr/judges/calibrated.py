@@ -34,6 +34,10 @@ class Thresholds:
                 f"The thresholds {self.low:g} and {self.high:g} cannot work.", "Use 0 <= low <= high <= 1."
             )
 
+    def __str__(self) -> str:
+        """As `--judge-threshold` takes it."""
+        return f"{self.low!r},{self.high!r}"
+
     @classmethod
     def read(cls, path: Path) -> Thresholds:
         """From a file of `clvr calibrate`. Raises MissingFileError, FormatError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -193,58 +193,61 @@ def _lies(one: Box, relation: questions.Relation, other: Box) -> bool | None:
     return None if abs(lead) < _MARGIN else lead > 0
 
 
-@dataclass
 class TransformersDetector:
-    """OWLv2, OWL-ViT or Grounding DINO from a local folder."""
+    """OWLv2, OWL-ViT or Grounding DINO from a local folder, opened when something is looked for first. Nothing is
+    fetched; safetensors only.
 
-    folder: Path
-    model: Any
-    processor: Any
-    device: Any = field(default="cpu")
+    Raises MissingFileError, WeightsError and SettingError: at once for what can be seen without opening it."""
 
-    @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> TransformersDetector:
-        """Nothing is fetched; safetensors only. Raises MissingFileError, WeightsError, SettingError."""
-        path = Path(folder).expanduser()
-        _check(path)
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
-
-        place = choose_device(device)
-        try:
-            processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            loaded: Any = AutoModelForZeroShotObjectDetection.from_pretrained(
-                path,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            said = str(error).strip().splitlines()[0]
-            raise WeightsError(f"{path} cannot be opened as a detector: {said:.300}", _REMEDY) from error
-        model, report = loaded
-        if report["missing_keys"] or report["mismatched_keys"]:
-            raise WeightsError(f"The weights in {path} do not fit its config.json.", "Download the folder again.")
-        return cls(path.resolve(), model.to(place).eval(), processor, place)
+    def __init__(self, folder: str | Path, device: str = "auto") -> None:
+        self._folder = Path(folder).expanduser().resolve()
+        self._device = device
+        self._opened: tuple[Any, Any] | None = None
+        _check(self._folder)
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self._folder.name
 
     def detect(self, image: Image, noun: str, threshold: float) -> list[Detection]:
         import torch
 
-        dino = "dino" in self.model.config.model_type
+        model, processor = self._opened = self._opened or _open(self._folder, self._device)
+        dino = "dino" in model.config.model_type
         text = [[f"a {noun}"]] if dino else [[f"a photo of a {noun}"]]
-        inputs = self.processor(images=image, text=text, return_tensors="pt").to(self.device)
+        inputs = processor(images=image, text=text, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            outputs = self.model(**inputs)
+            outputs = model(**inputs)
         options: dict[str, Any] = {"threshold": threshold, "target_sizes": [image.size[::-1]]}
         if dino:
             options |= {"input_ids": inputs["input_ids"], "text_threshold": threshold}
-        found = self.processor.post_process_grounded_object_detection(outputs, **options)[0]
+        found = processor.post_process_grounded_object_detection(outputs, **options)[0]
         rows = zip(found["scores"].tolist(), found["boxes"].tolist(), strict=True)
         return [d for d in (_detection(score, box, image.size) for score, box in rows) if d is not None]
+
+
+def _open(path: Path, device: str) -> tuple[Any, Any]:
+    """Model and processor."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+    place = choose_device(device)
+    try:
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        loaded: Any = AutoModelForZeroShotObjectDetection.from_pretrained(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{path} cannot be opened as a detector: {said:.300}", _REMEDY) from error
+    model, report = loaded
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise WeightsError(f"The weights in {path} do not fit its config.json.", "Download the folder again.")
+    return model.to(place).eval(), processor
 
 
 _REMEDY = "Name the folder of an OWLv2 or Grounding DINO from transformers, with its processor's files."
