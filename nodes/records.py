@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import folder_paths
+from comfy.model_management import InterruptProcessingException
 
 from ..clvr import journal
+from ..clvr.answers import STOPPED
 from ..clvr.context import to_sharegpt
 from ..clvr.errors import ClvrError, MissingFileError, RunFolderError
 from ..clvr.files import write_atomic
@@ -158,8 +160,14 @@ def export_conversation(run: Run, folder: Path) -> Path:
 
 
 def pictures_of(run: Run) -> tuple[Tensor, Tensor]:
-    """The best image and the contact sheet. Raises RunFolderError for a run that drew nothing."""
+    """The best image and the contact sheet. Raises RunFolderError for a run that drew nothing; where a person
+    stopped it before it drew, ComfyUI's own interruption."""
     if run.state.best is None:
+        reason = run.state.trajectory.stop_reason
+        if reason == STOPPED:
+            raise InterruptProcessingException
+        if reason:
+            raise RunFolderError(f"The run drew nothing: {reason}.", "Raise the budget, or start it again.")
         raise RunFolderError("The run drew nothing.", "Connect Plan, Generate and Verify before Finish.")
     sheet = contact_sheet(run.state.trajectory, run.images)
     return to_tensor([run.state.best]), to_tensor([sheet])

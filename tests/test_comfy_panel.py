@@ -152,6 +152,17 @@ def test_a_person_edits_chooses_adds_a_check_goes_back_and_stops_by_http(client,
     assert asked(client, "clvr/answer", {"run": run, "action": "approve"})[0] == 409
 
 
+def test_a_run_that_is_stopped_before_it_drew_ends_as_an_interrupted_one_without_an_error(client):
+    run = "panel/nothing_00001"
+    with running(client, workflow("panel/nothing", "after planning")) as heard:
+        until(client, run, waits("planned", 0))
+        say(client, run, "stop")
+    kinds = [kind for kind, _ in heard]
+    assert kinds[-1] == "execution_interrupted"
+    assert "execution_error" not in kinds
+    assert until(client, run, lambda r: not r["running"])["stop"] == "stopped by hand"
+
+
 def test_a_pause_between_two_nodes_waits_too(client):
     flow = hurried("clvr_step_by_step", rounds=1)
     for number, kind in (("900", "CLVRPlan"), ("901", "CLVRVerify")):
