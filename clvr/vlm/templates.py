@@ -23,7 +23,9 @@ RubricName = Literal[
     "rate_prism_long_text",
     "rate_prism_aesthetic",
 ]
-PromptName = Literal["checklist", "plan", "judge", "compare", "repair", "split", "tactics", "complexity", "trim"] | RubricName
+PromptName = (
+    Literal["checklist", "plan", "judge", "compare", "repair", "split", "tactics", "complexity", "trim"] | RubricName
+)
 VERSIONS: dict[PromptName, int] = {
     "checklist": 2,
     "plan": 1,
