@@ -89,7 +89,7 @@ class Estimate:
         told = "up to " + ", ".join(_counted(n, name) for n, name in counts if n)
         if self.seconds is None:
             return f"{told}; the time is not known: nothing like it was drawn here before"
-        low, median, high = (duration(s) for s in (self.seconds.low, self.seconds.median, self.seconds.high))
+        low, median, high = (roughly(s) for s in (self.seconds.low, self.seconds.median, self.seconds.high))
         spread = f" ({low} to {high})" if low != high else ""
         usual = f"; runs so far ended after {_counted(self.usual, 'round')}" if self.usual else ""
         return f"{told}: {median}{spread}, going by {_counted(self.basis, 'past step')}{usual}"
@@ -139,7 +139,7 @@ def estimate(budget: Budget, setup: Setup, past: Sequence[Past]) -> Estimate:
     )
 
 
-def duration(seconds: float) -> str:
+def roughly(seconds: float) -> str:
     """Two figures are enough: 0.4 s, 35 s, 3 min 20 s, 1 h 5 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"

@@ -8,6 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 class ClvrExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import (
+            budget,
             checklist,
             conditioning,
             loop,
@@ -27,6 +28,7 @@ class ClvrExtension(ComfyExtension):
         panel.register()
         return [
             *drawing,
+            *budget.NODES,
             *loop.NODES,
             *loops.NODES,
             *steps.NODES,

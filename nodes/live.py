@@ -21,7 +21,9 @@ from .pixels import enlarged
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..clvr.estimate import Estimate
     from ..clvr.loop import State
+    from ..clvr.past import Recorder
 
 PREVIEW_SECONDS = 0.2
 """Decoding a preview costs time, and nobody sees more than a few a second."""
@@ -32,13 +34,17 @@ class Live:
     """A listener for one node. Raises ComfyUI's own exception as soon as the user interrupts, and answers where
     the user asked the run to stop. `entry` is what the panel shows of the run.
 
-    It also keeps the candidates' pictures by their label in the report, which the engine's state drops."""
+    It also keeps the candidates' pictures by their label in the report, which the engine's state drops; and has
+    `past` remember what the steps cost."""
 
-    def __init__(self, node: str, rounds: int = 1, entry: board.Entry | None = None) -> None:
+    def __init__(
+        self, node: str, rounds: int = 1, entry: board.Entry | None = None, past: Recorder | None = None
+    ) -> None:
         self.candidates: dict[str, Image] = {}
         self.entry = entry
         self._node = node
         self._rounds = rounds
+        self._past = past
         self._first: int | None = None
         self._shown = 0.0
         if entry:
@@ -51,14 +57,28 @@ class Live:
         if isinstance(event, events.Settled):
             for k, image in enumerate(event.images):
                 self.candidates[candidate_label(event.step.index, k)] = image
+        if self._past:
+            self._past.listen(event)
         told = describe(event)
         if self.entry:
             self._watch(self.entry, event)
         self.tell(told)
         if line := in_short(told):
-            server = PromptServer.instance
-            server.send_progress_text(line, self._node, server.client_id)
+            self._write(line)
         return self._stop()
+
+    def foretell(self, expected: Estimate) -> None:
+        """Show what the run will take. To be told before it starts."""
+        line = expected.line()
+        if self.entry:
+            self.entry.watch.expected = line
+        self.tell({"kind": "estimated", "expected": line})
+        self._write(f"Estimate: {line}")
+
+    def _write(self, line: str) -> None:
+        """On the node itself."""
+        server = PromptServer.instance
+        server.send_progress_text(line, self._node, server.client_id)
 
     def resume(self, state: State) -> None:
         """Show a run that goes on from here."""

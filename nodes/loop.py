@@ -1,4 +1,4 @@
-"""The closed loop in one node, and how much it may spend."""
+"""The closed loop in one node."""
 
 from __future__ import annotations
 
@@ -23,82 +23,6 @@ if TYPE_CHECKING:
 CATEGORY = "CLVR/loops"
 LARGEST_SEED = 2**53 - 1
 """What JavaScript keeps exact."""
-
-
-class CLVRThinkingBudget(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CLVRThinkingBudget",
-            display_name="CLVR Thinking Budget",
-            category=CATEGORY,
-            description="How much the loop may spend, and when it may stop earlier.",
-            inputs=[
-                io.Int.Input("rounds", default=8, min=1, max=50, tooltip="Drawings of the loop, at most."),
-                io.Int.Input("candidates", default=1, min=1, max=16, tooltip="Images a round; the best is kept."),
-                io.Int.Input(
-                    "evaluations",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    tooltip="Function evaluations of the generator over the whole run. 0: no limit.",
-                ),
-                io.Float.Input(
-                    "seconds", default=0.0, min=0.0, max=86400.0, step=1.0, tooltip="Wall time. 0: no limit."
-                ),
-                io.Int.Input("vlm_calls", default=0, min=0, max=10_000, tooltip="Calls of the VLM. 0: no limit."),
-                io.Int.Input(
-                    "verify_every",
-                    default=1,
-                    min=1,
-                    max=50,
-                    tooltip="Check the whole goal every n-th round, in between the round's instruction.",
-                ),
-                io.Float.Input(
-                    "threshold",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Stop at this share of passing checks. 1 is every check.",
-                ),
-                io.Int.Input(
-                    "patience",
-                    default=4,
-                    min=1,
-                    max=50,
-                    tooltip="Stop after so many rounds in a row that did not raise the best score.",
-                ),
-            ],
-            outputs=[ThinkingBudget.Output(display_name="budget")],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        rounds: int,
-        candidates: int,
-        evaluations: int,
-        seconds: float,
-        vlm_calls: int,
-        verify_every: int,
-        threshold: float,
-        patience: int,
-    ) -> io.NodeOutput:
-        from ..clvr.budget import Budget
-
-        return io.NodeOutput(
-            Budget(
-                steps=rounds,
-                candidates=candidates,
-                nfe=evaluations or None,
-                seconds=seconds or None,
-                vlm_calls=vlm_calls or None,
-                verify_every=verify_every,
-                threshold=threshold,
-                patience=patience,
-            )
-        )
 
 
 def prompt_input() -> io.Input:
@@ -222,7 +146,8 @@ class CLVRClosedLoop(io.ComfyNode):
         continue_from: Run | None = None,
         checklist: str = "",
     ) -> io.NodeOutput:
-        from ..clvr import loop
+        from ..clvr import loop, past
+        from ..clvr.estimate import Setup, estimate
         from . import board, books, records
         from .live import Live
         from .pause import Pauses
@@ -235,8 +160,12 @@ class CLVRClosedLoop(io.ComfyNode):
         goal = goal_of(prompt, checklist)
         with books.Book(run, folder) as book:
             kept = book.open()
-            live = Live(cls.hidden.unique_id, settings.budget.steps, board.opened(board.folder_name(kept), kept))
+            entry = board.opened(board.folder_name(kept), kept)
+            recorder = past.Recorder(generator.port.name, lambda: past.vlm_name(controller.port, verifier.port))
+            live = Live(cls.hidden.unique_id, settings.budget.steps, entry, recorder)
             if run is None:
+                setup = Setup.of(generator.port, controller.port, verifier.port, settings.size)
+                live.foretell(estimate(settings.budget, setup, past.History().read()[0]))
                 state = loop.start(goal, to_pictures(references), cast.controller, settings, seed, live)
                 run = book.sign(Run(state).after(state, **roles))
             else:
@@ -268,4 +197,4 @@ def settings_for(budget: Budget | None, width: int, height: int, size: ports.Siz
     return Settings(budget or Budget(), size=(width, height) if width else size)
 
 
-NODES = [CLVRThinkingBudget, CLVRClosedLoop]
+NODES = [CLVRClosedLoop]

@@ -11,12 +11,15 @@ from .loop import checklist_input, continue_input, goal_inputs, goal_of, optiona
 from .sockets import Cast, Controller, Generator, LoopState, Run, Trajectory, Verifier
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from PIL.Image import Image
     from torch import Tensor
 
     from ..clvr import ports
     from ..clvr.budget import Budget
     from ..clvr.loop import State
+    from ..clvr.past import Recorder
 
 CATEGORY = "CLVR/steps"
 MARKS = {"pass": "✓", "fail": "✗", "unjudged": "?", "skipped": "–"}
@@ -167,7 +170,8 @@ class CLVRVerify(io.ComfyNode):
         from .live import Live
         from .pixels import to_tensor
 
-        live = Live(cls.hidden.unique_id, entry=board.taken_up(run.id, run.state))
+        entry, names = board.taken_up(run.id, run.state), run.after(run.state, verifier=verifier).models
+        live = Live(cls.hidden.unique_id, entry=entry, past=remembered_as(names))
         with books.Book(run.after(run.state, verifier=verifier)) as book:
             state = loop.verify(run.state, verifier.port, book.then(live), settle=True)
             after = book.left(run.after(state, live.candidates, verifier=verifier))
@@ -208,6 +212,15 @@ class CLVRFinish(io.ComfyNode):
 
 
 NODES = [CLVRStart, CLVRPlan, CLVRGenerate, CLVRVerify, CLVRFinish]
+
+
+def remembered_as(names: Mapping[str, str]) -> Recorder | None:
+    """Who keeps what a step of these models costs; nobody where another graph drew it."""
+    from ..clvr.past import Recorder
+
+    if not {"generator", "controller", "verifier"} <= names.keys():
+        return None
+    return Recorder(names["generator"], lambda: f"{names['controller']}, {names['verifier']}")
 
 
 def _decision(state: State) -> str:

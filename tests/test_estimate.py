@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from clvr import loop, past
 from clvr.budget import PRESETS, Budget
-from clvr.estimate import Range, Setup, duration, estimate
+from clvr.estimate import Range, Setup, estimate, roughly
 from clvr.past import CHECKLIST, History, Past, Recorder, state_folder, vlm_name
 from clvr.trajectory import Goal, Usage
 
@@ -162,7 +162,7 @@ def test_the_line_of_a_run():
      (3599, "1 h 0 min"), (3900, "1 h 5 min")],
 )  # fmt: skip
 def test_times_are_told_with_as_many_figures_as_help(seconds, said):
-    assert duration(seconds) == said
+    assert roughly(seconds) == said
 
 
 @given(st.lists(st.floats(0, 1e9), max_size=30))

@@ -82,6 +82,8 @@ def test_spent_and_left_of_the_budget():
     assert rows["rounds"] == (2, 2)
     assert rows["evaluations"] == (4, 100)
     assert rows["VLM calls"] == (0, None)
+    _, seen, _ = watched(budget=Budget(steps=2, tokens=500))
+    assert {"name": "tokens", "used": 0, "limit": 500} in at(seen, events.Stopped)["spent"]
 
 
 def test_texts_of_any_length_are_bounded():

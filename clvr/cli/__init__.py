@@ -24,6 +24,7 @@ EXAMPLES = """examples:
 environment:
   CLVR_VLM_URL, CLVR_VLM_MODEL   the VLM server that is used when --vlm and --vlm-model are not given
   CLVR_VLM_API_KEY               its key (or OPENAI_API_KEY); it is never written anywhere
+  CLVR_STATE_DIR                 where the costs of past steps are kept, for estimates; none of a prompt
 """
 
 

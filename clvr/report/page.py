@@ -151,6 +151,7 @@ def _budget(run: _Run) -> Markup:
         _spent("Pictures drawn", pictures, None),
         _spent("Function evaluations", spent.nfe, given.nfe if given else None),
         _spent("VLM calls", spent.usage.calls, given.vlm_calls if given else None),
+        *([_spent("Tokens", spent.usage.tokens, given.tokens)] if given and given.tokens else []),
         _spent("Time", seconds, given.seconds if given else None, written=duration),
     ]
     rule = NOTHING

@@ -42,6 +42,8 @@ class Watch:
     def __init__(self, trajectory: Trajectory | None = None, budget: Budget | None = None) -> None:
         self.trajectory = trajectory or Trajectory(Goal(""))
         self.budget = budget or Budget()
+        self.expected = ""
+        """What the run was estimated to take, told before it starts."""
         self.round: Round | None = None
         self.warnings: list[str] = []
         self.images: dict[str, Image] = {}
@@ -91,6 +93,7 @@ class Watch:
             "references": list(goal.labels()),
             "checks": [_check(check) for check in goal.checks],
             "budget": {"threshold": self.budget.threshold, "candidates": self.budget.candidates},
+            "expected": self.expected,
             "spent": spent(trajectory.cost, len(trajectory.steps), self.budget),
             "steps": [_step(trajectory, step, best) for step in trajectory.steps],
             "round": _round(goal, self.round) if self.round else None,
@@ -126,6 +129,7 @@ def spent(cost: Cost, steps: int, budget: Budget) -> list[dict[str, Any]]:
         ("evaluations", cost.nfe, budget.nfe),
         ("seconds", round(cost.total_seconds, 2), budget.seconds),
         ("VLM calls", cost.usage.calls, budget.vlm_calls),
+        ("tokens", cost.usage.tokens, budget.tokens),
     ]
     return [{"name": name, "used": used, "limit": limit} for name, used, limit in rows]
 

@@ -161,7 +161,7 @@ export class Panel {
     }
     const { parts } = this;
     const status = state(run);
-    refresh(parts.top, [status, run.id, run.prompt, run.stop, run.report, run.running, run.paused === null], () => this.top(run, status));
+    refresh(parts.top, [status, run.id, run.prompt, run.stop, run.expected, run.report, run.running, run.paused === null], () => this.top(run, status));
     const asked = run.paused && [run.id, run.paused.step, run.paused.moment, run.paused.actions, run.round?.candidates, run.round?.instruction];
     refresh(parts.pausing, asked, () => (run.paused ? pauseCard(run, (said) => this.answer(run.id, said)) : []));
     if (run.paused) tick(parts.pausing.firstChild, run.paused);
@@ -182,6 +182,7 @@ export class Panel {
       h("p", { class: `state ${status.kind}` }, status.text),
       h("h1", { class: "goal", dir: "auto" }, run.prompt),
       run.stop && h("p", { class: "quiet", dir: "auto" }, say("stopped", { reason: run.stop })),
+      run.expected && !run.stop && h("p", { class: "quiet", dir: "auto" }, say("expected", { time: run.expected })),
       h(
         "div",
         { class: "buttons" },
