@@ -93,7 +93,7 @@ def sheet(scene: Scene) -> Image.Image:
 def plot(scene: Scene) -> Image.Image:
     """The upper third of the merge's plot: all of it would be too small to see."""
     found = shown(scene, "Plot")
-    return found.crop((0, 0, found.width, round(found.width * 0.62)))
+    return found.crop((0, 0, found.width, round(found.width * 0.45)))
 
 
 def edited(scene: Scene) -> Image.Image:

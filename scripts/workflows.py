@@ -21,7 +21,14 @@ Info = Mapping[str, Any]
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 HEAD, SLOT, WIDGET, TEXT = 40, 22, 26, 110
 """Heights in pixels: a node's title bar, a socket, a widget, a text field."""
-PICTURES = {"PreviewImage": 420, "LoadImage": 420, "CLVRClosedLoop": 420, "CLVRGenerate": 300, "CLVRFinish": 420}
+PICTURES = {
+    "PreviewImage": 420,
+    "LoadImage": 420,
+    "CLVRClosedLoop": 420,
+    "CLVRGenerate": 300,
+    "CLVRTakeDrawing": 300,
+    "CLVRFinish": 420,
+}
 TOLD = 40
 """Height of the line on nodes that run a phase."""
 PHASES = ("CLVRPlan", "CLVRGenerate", "CLVRVerify", "CLVRFinish", "CLVRTakeDrawing")

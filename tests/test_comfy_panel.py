@@ -96,7 +96,7 @@ def test_a_run_is_told_as_it_happens_and_afterwards(client):
     outcomes = [result["outcome"] for result in step["candidates"][0]["active"]]
     assert len(outcomes) == len(told["checks"])
     assert step["instruction"]
-    assert [row["name"] for row in told["spent"]] == ["rounds", "evaluations", "seconds", "VLM calls"]
+    assert [row["name"] for row in told["spent"]] == ["rounds", "evaluations", "seconds", "VLM calls", "tokens"]
 
 
 def test_pictures_and_the_report_of_a_run_are_served(client):

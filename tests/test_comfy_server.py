@@ -141,7 +141,7 @@ def test_the_loop_tells_its_rounds_and_shows_what_it_is_drawing(client):
         previews += kind == "preview"
         if kind == "clvr.event":
             kinds.append(data["kind"])
-    assert kinds[:3] == ["started", "checklisted", "planned"]
+    assert kinds[:4] == ["estimated", "started", "checklisted", "planned"]
     assert kinds.count("drawing") == 4
     assert kinds[-3:] == ["settled", "stopped", "reported"]
     assert previews

@@ -121,11 +121,18 @@ def test_a_panel_that_cannot_vote_is_refused(members, agreement, weights):
         Panel([Says("judge", {})] * members, agreement, weights)
 
 
+def test_a_member_of_an_overruled_panel_may_be_right_in_the_end():
+    inner = Panel([Says("a", everything("y")), Says("b", everything("y")), Says("c", everything("n"))])
+    result = Witnessed(inner, [Says("ocr", {"sign": "n"})]).judge(picture(), CHECKS).results[2]
+    lost = [(e.judge, e.overruled) for e in result.evidence]
+    assert lost == [("ocr", False), ("panel", True), ("a", True), ("b", True), ("c", False)]
+
+
 def test_panels_nest():
     inner = Panel([Says("a", everything("y")), Says("b", everything("y"))])
     result = Panel([inner, Says("c", everything("n")), Says("d", everything("y"))]).judge(picture(), CHECKS).results[0]
     assert result.outcome == "pass"
-    assert [e.judge for e in result.evidence] == ["panel", inner.name, "panel", "a", "b", "c", "d"]
+    assert [e.judge for e in result.evidence] == ["panel", "panel", "a", "b", "c", "d"]
 
 
 # Evidence beside a judge

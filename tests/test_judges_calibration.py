@@ -100,7 +100,7 @@ def test_probabilities_count_and_words_do_not(low, high, outcomes):
 def test_what_was_turned_says_so():
     judge = Says("vlm", {"dog": 0.6, "two": "y"})
     dog, two = CalibratedVerifier(judge, Thresholds(0.7, 0.7)).judge(picture(), CHECKS[:2]).results
-    assert dog.evidence[0] == Evidence("calibration", "A probability of 0.60 counts as no.", says="fail")
+    assert dog.evidence[0] == Evidence("vlm, calibrated", "A probability of 0.60 counts as no.", says="fail")
     assert (dog.evidence[1].says, dog.evidence[1].overruled) == ("pass", True)
     assert (two.outcome, two.evidence[0].judge) == ("pass", "vlm")
 

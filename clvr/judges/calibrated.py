@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FormatError, MissingFileError, SettingError
 from ..ports import Verifier, release
 from ..trajectory import Check, CheckVerdict, Evidence, Outcome, Verdict
+from .seats import Statement, ruled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,11 +86,11 @@ class CalibratedVerifier:
         if outcome == result.outcome:
             return result
         verb = "is between the thresholds" if outcome == "unjudged" else f"counts as {_WORDS[outcome]}"
-        note = Evidence("calibration", f"A probability of {result.probability:.2f} {verb}.", says=outcome)
-        heard = tuple(
-            e if e.says else dataclasses.replace(e, says=result.outcome, overruled=True) for e in result.evidence
+        said = Statement(self._inner.name, result).evidence()
+        note = Evidence(
+            f"{said[0].judge}, calibrated", f"A probability of {result.probability:.2f} {verb}.", says=outcome
         )
-        return dataclasses.replace(result, outcome=outcome, evidence=(note, *heard))
+        return dataclasses.replace(result, outcome=outcome, evidence=ruled((note, *said), outcome))
 
 
 _WORDS: dict[Outcome, str] = {"pass": "yes", "fail": "no"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from ..errors import SettingError, VLMConnectionError, VLMError, VLMSetupError
 from ..ports import Comparer, Preference, Verifier, release
 from ..trajectory import Check, CheckVerdict, Evidence, Goal, Outcome, Usage, Verdict
-from .seats import Seat, Statement, raw_replies
+from .seats import Seat, Statement, raw_replies, ruled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,12 +66,9 @@ class Panel:
         pairs = zip(self._seats, verdicts, strict=True)
         statements = [Statement.of(seat, verdict, check) for seat, verdict in pairs]
         outcome = self._outcome([s.vote for s in statements])
-        ruled = {"pass": True, "fail": False}.get(outcome)
-        evidence = [Evidence("panel", _tally([s.vote for s in statements], self._agreement), says=outcome)]
-        for statement in statements:
-            lost = ruled is not None and statement.vote is not None and statement.vote != ruled
-            evidence += statement.evidence(overruled=lost)
-        return CheckVerdict(check.id, outcome, self._probability(statements), tuple(evidence), raw_replies(statements))
+        tally = Evidence("panel", _tally([s.vote for s in statements], self._agreement), says=outcome)
+        evidence = ruled((tally, *(e for s in statements for e in s.evidence())), outcome)
+        return CheckVerdict(check.id, outcome, self._probability(statements), evidence, raw_replies(statements))
 
     def _outcome(self, votes: Sequence[bool | None]) -> Outcome:
         weights = self._weights if self._agreement == "weighted" else [1.0] * len(votes)

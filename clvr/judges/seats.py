@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import VLMConnectionError, VLMError, VLMSetupError
 from ..judging import unjudged
 from ..ports import Verifier
-from ..trajectory import Check, CheckVerdict, Evidence, Verdict
+from ..trajectory import Check, CheckVerdict, Evidence, Outcome, Verdict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,15 +59,20 @@ class Statement:
         outcome = self.result.outcome if self.result else "unjudged"
         return {"pass": True, "fail": False}.get(outcome)
 
-    def evidence(self, overruled: bool = False) -> tuple[Evidence, ...]:
+    def evidence(self) -> tuple[Evidence, ...]:
         """The judge's own evidence, marked with what it said. A judge that combines others has marked theirs
-        already, and speaks before them."""
+        already, and put the line that decided first."""
         if self.result is None:
             return ()
-        own, outcome = self.result.evidence, self.result.outcome
-        if not own or any(e.says for e in own):
-            return (Evidence(self.judge, says=outcome, overruled=overruled), *own)
-        return tuple(dataclasses.replace(e, says=outcome, overruled=overruled) for e in own)
+        own = self.result.evidence or (Evidence(self.judge),)
+        return tuple(e if e.says else dataclasses.replace(e, says=self.result.outcome) for e in own)
+
+
+def ruled(evidence: Iterable[Evidence], outcome: Outcome) -> tuple[Evidence, ...]:
+    """Evidence with everyone marked as overruled whose yes or no is not the outcome; where that is unjudged, nobody
+    is."""
+    against = {"pass": "fail", "fail": "pass"}.get(outcome)
+    return tuple(dataclasses.replace(e, overruled=e.says is not None and e.says == against) for e in evidence)
 
 
 def raw_replies(statements: Iterable[Statement]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..ports import Verifier, release
 from ..trajectory import Check, CheckVerdict, Verdict
-from .seats import Seat, Statement, raw_replies
+from .seats import Seat, Statement, raw_replies, ruled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,10 +59,8 @@ def _weigh(check: Check, testimony: Sequence[Statement], opinion: Statement) -> 
     decided = opinion.vote if measured is None else measured
     speakers = [*testimony, opinion] if measured is not None else [opinion, *testimony]
     author = next((s for s in speakers if s.result and s.vote == decided), opinion)
-    evidence = tuple(
-        e for s in speakers for e in s.evidence(overruled=None not in (s.vote, decided) and s.vote != decided)
-    )
     result = author.result or CheckVerdict(check.id, "unjudged")
     agreeing = [s.result.probability for s in speakers if s.result and s.vote == decided]
     probability = next((p for p in agreeing if p is not None), None)
+    evidence = ruled((e for s in speakers for e in s.evidence()), result.outcome)
     return CheckVerdict(check.id, result.outcome, probability, evidence, raw_replies(speakers))

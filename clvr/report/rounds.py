@@ -236,6 +236,8 @@ def _group(title: str, listed: Sequence[Row]) -> Markup:
 def _check(row: Row) -> Markup:
     evidence = row.result.evidence if row.result else ()
     notes = [_said(e) for e in evidence if e.note or e.judge]
+    if any(e.overruled for e in evidence):
+        notes.insert(0, el("span", _ruling(row), class_="said ruling"))
     if row.outcome == "skipped" and row.above:
         notes.append(el("span", f"Not asked, because check {row.above} does not hold.", class_="said"))
     question = el("span", el("span", row.check.question, dir="auto", class_="question"), *notes, class_="text")
@@ -248,9 +250,28 @@ def _check(row: Row) -> Markup:
     return el("details", face, _more(row), class_=f"check {row.outcome} {row.key}{located}")
 
 
+def _ruling(row: Row) -> str:
+    """Who overruled whom: the evidence of several begins with the line that decided."""
+    evidence = row.result.evidence if row.result else ()
+    lost = list(dict.fromkeys(e.judge for e in evidence if e.overruled))
+    return f"{evidence[0].judge} overruled {', '.join(lost)}."
+
+
 def _said(evidence: Evidence) -> Markup:
-    judge = el("b", evidence.judge) if evidence.judge else NOTHING
-    return el("span", judge, " " if judge and evidence.note else "", evidence.note, class_="said", dir="auto")
+    """One judge's line: who, what it said where several were asked, what it saw."""
+    word = _WORDS.get(evidence.says) if evidence.says else None
+    parts = [
+        el("b", evidence.judge) if evidence.judge else None,
+        el("span", word, class_=f"word {evidence.says}") if word else None,
+        el("span", "overruled", class_="word against") if evidence.overruled else None,
+        evidence.note or None,
+    ]
+    shown = [part for part in parts if part is not None]
+    spaced = [piece for part in shown for piece in (" ", part)][1:]
+    return el("span", *spaced, class_="said overruled" if evidence.overruled else "said", dir="auto")
+
+
+_WORDS: dict[Outcome, str] = {"pass": "says yes", "fail": "says no", "unjudged": "cannot tell"}
 
 
 def _more(row: Row) -> Markup:
