@@ -121,7 +121,7 @@ def methods() -> list[Method]:
     part = partial(Method, only=2)
     rows = [
         Method("one shot", "one-shot", rounds=1, images=1),
-        Method("one shot, 8 times the denoising steps", "one-shot", rounds=1, images=1, longer=IMAGES),
+        Method("one shot, 8 times the denoising steps", "one-shot", rounds=1, images=1, longer=IMAGES, only=4),
         Method("best of 8", "one-shot", IMAGES, rounds=1),
         Method("refinement only", "refinement only"),
         Method("clvr", "clvr"),
@@ -252,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=builtin.PATH)
     parser.add_argument("--prompts", type=int, default=200, help="for each tier")
-    parser.add_argument("--steps", type=int, default=8, help="denoising steps of a picture")
+    parser.add_argument("--steps", type=int, default=6, help="denoising steps of a picture")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=20261)
     parser.add_argument("--part", default="1/1", help="1/2 and 2/2 share the work between two processes")

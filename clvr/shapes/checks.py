@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import GrammarError
 from ..trajectory import Box, Check, CheckKind
@@ -197,6 +198,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Query]], ...] 
 )
 
 
+@lru_cache(maxsize=4096)
 def read_query(question: str) -> Query | None:
     """The query behind a question; None for a question that the measuring verifier cannot judge."""
     for pattern, build in _PATTERNS:

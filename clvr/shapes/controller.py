@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..errors import GrammarError
 from ..ports import NO_BRIEF, Album, Checklist
-from ..trajectory import Brief, Check, Decision, Goal, Trajectory, referenced
+from ..trajectory import Brief, Check, Decision, Goal, Trajectory, Verdict, referenced
 from . import reasoning
 from .checks import checklist, drawn, expectations
 from .edits import Anchor, Edit, apply, say
@@ -33,6 +33,14 @@ class Proposal:
     edit: Edit
     reason: str
     second: bool = False
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A proposal, and the verdict on the picture that it promises."""
+
+    proposal: Proposal
+    promise: Verdict
 
 
 _OTHER_WORDS: Mapping[Where, Where] = {"none": "place", "place": "relation", "relation": "place"}
@@ -76,10 +84,12 @@ class ShapesController:
             return _at_once(trajectory.goal, spec)
         if _spoiled(found, spec):
             return self._draw(planned, reasoning.redraw(), focus)
-        proposals = list(self._proposals(spec, make_plan(spec, planned, found), found))
-        if not proposals:
+        plan = make_plan(spec, planned, found)
+        prospects = [Prospect(p, _promise(p.edit, found, checks)) for p in self._proposals(spec, plan, found)]
+        if not prospects:
             return self._draw(planned, reasoning.redraw(), focus)
-        return _edit(_choose(_towards(focus, proposals, found), trajectory, found, checks), found, label)
+        now = judge_found(found, checks)
+        return _edit(_choose(_towards(focus, prospects, now), trajectory, now, checks), found, label)
 
     def _draw(self, planned: Sequence[Slot], reason: str, focus: Sequence[Check] = ()) -> Decision:
         """Draw the first few objects, of those that the round is about, in their places."""
@@ -185,10 +195,10 @@ def _serves(slot: Slot, focus: Sequence[Check]) -> bool:
     return bool(judge_found(seen(Scene((slot.item,))), focus).score(focus))
 
 
-def _towards(focus: Sequence[Check], proposals: Sequence[Proposal], found: Sequence[Found]) -> Sequence[Proposal]:
-    """Those proposals that promise more of the checks in focus; all where none does."""
-    now = judge_found(found, focus).score(focus) or 0.0
-    return [p for p in proposals if _promise(p.edit, found, focus) > now] or proposals
+def _towards(focus: Sequence[Check], prospects: Sequence[Prospect], now: Verdict) -> Sequence[Prospect]:
+    """Those that promise more of the checks in focus; all where none does."""
+    score = now.score(focus) or 0.0
+    return [p for p in prospects if (p.promise.score(focus) or 0.0) > score] or prospects
 
 
 def _canvas(trajectory: Trajectory) -> str | None:
@@ -224,27 +234,26 @@ def _alteration(slot: Slot, one: Found, target: Noun, cell: Cell | None, spec: S
     return Edit("replace", target, cell, slot.item.noun)
 
 
-def _choose(
-    proposals: Sequence[Proposal], trajectory: Trajectory, found: Sequence[Found], checks: Sequence[Check]
-) -> Proposal:
+def _choose(prospects: Sequence[Prospect], trajectory: Trajectory, now: Verdict, checks: Sequence[Check]) -> Proposal:
     """The least tried, first choices before second ones, then by the score that it promises. What lowers the
     score would be rolled back, and comes last."""
     tried = Counter(s.decision.instruction for s in trajectory.steps)
-    score = judge_found(found, checks).score(checks) or 0.0
+    score = now.score(checks) or 0.0
 
-    def rank(proposal: Proposal) -> tuple[bool, int, bool, float]:
-        promise = _promise(proposal.edit, found, checks)
+    def rank(prospect: Prospect) -> tuple[bool, int, bool, float]:
+        promise, proposal = prospect.promise.score(checks) or 0.0, prospect.proposal
         return promise < score, tried[say(proposal.edit)], proposal.second, -promise
 
-    return min(proposals, key=rank)
+    return min(prospects, key=rank).proposal
 
 
-def _promise(edit: Edit, found: Sequence[Found], checks: Sequence[Check]) -> float:
+def _promise(edit: Edit, found: Sequence[Found], checks: Sequence[Check]) -> Verdict:
+    """The verdict on the picture after the edit; on nothing where it cannot be carried out."""
     try:
         after = apply(_scene(found), edit)
     except GrammarError:
-        return 0.0
-    return judge_found(seen(after), checks).score(checks) or 0.0
+        return Verdict()
+    return judge_found(seen(after), checks)
 
 
 def _edit(proposal: Proposal, found: Sequence[Found], label: str) -> Decision:

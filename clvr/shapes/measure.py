@@ -49,15 +49,21 @@ _SINK = {"circle": 0.0, "square": 0.0, "triangle": 0.28, "cross": 0.0}
 
 
 def measure(image: Image.Image | np.ndarray) -> tuple[Found, ...]:
-    """The objects in a picture (RGB, or uint8 [H, W, 3]) in reading order. Never raises for odd content."""
-    return measure_batch([image])[0]
+    """The objects in a picture (RGB, or uint8 [H, W, 3]) in reading order. Never raises for odd content. What was
+    measured lately is remembered: planner and judges look at the same pictures."""
+    return _remembered(_pixels(image).tobytes())
+
+
+@lru_cache(maxsize=512)
+def _remembered(pixels: bytes) -> tuple[Found, ...]:
+    return measure_batch([np.frombuffer(pixels, np.uint8).reshape(RESOLUTION, RESOLUTION, 3)])[0]
 
 
 def measure_batch(images: Sequence[Image.Image | np.ndarray] | np.ndarray) -> list[tuple[Found, ...]]:
     """`measure` for many pictures; several times faster than one by one."""
     if len(images) == 0:
         return []
-    pixels = np.stack([_pixels(i) for i in images])
+    pixels = np.stack([_pixels(i) for i in images]).astype(np.float32)
     ground = _ground(pixels)
     drop = ground[:, None, None, :] - pixels
     labels, patches = _segment(drop, ground)
@@ -69,15 +75,15 @@ def measure_batch(images: Sequence[Image.Image | np.ndarray] | np.ndarray) -> li
 
 
 def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-    """Float32 [64, 64, 3]; a larger picture is averaged down."""
+    """Uint8 [64, 64, 3]; a larger picture is averaged down."""
     if isinstance(image, np.ndarray):
         if image.shape[:2] == (RESOLUTION, RESOLUTION):
-            return image.astype(np.float32)
+            return image
         image = Image.fromarray(image)
     image = image.convert("RGB")
     if image.size != (RESOLUTION, RESOLUTION):
         image = image.resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
-    return np.asarray(image, np.float32)
+    return np.asarray(image)
 
 
 def _ground(pixels: np.ndarray) -> np.ndarray:
