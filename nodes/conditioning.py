@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from .host import host_lacks_klein, require_klein
 from .sockets import LoopState, Run
 from .steps import CATEGORY, blank
 
@@ -57,8 +58,6 @@ def sampling_outputs() -> list[io.Output]:
 class CLVRConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .klein import host_lacks_klein
-
         return io.Schema(
             node_id="CLVRConditioning",
             display_name="CLVR Conditioning",
@@ -81,7 +80,6 @@ class CLVRConditioning(io.ComfyNode):
         from comfy_execution.graph_utils import ExecutionBlocker
 
         from ..clvr import loop
-        from .klein import require_klein
 
         require_klein()
         if run.state.pending is None or not loop.awaits_drawing(run.state):

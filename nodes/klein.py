@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..clvr.context import fit
-from ..clvr.errors import HostError, SettingError
+from ..clvr.errors import SettingError
 from ..clvr.flux2.limits import LONGEST_TEXT, references, scaled
 from ..clvr.flux2.recent import Recent
+from .host import require_klein
 from .pixels import to_tensor
 
 if TYPE_CHECKING:
@@ -45,22 +46,6 @@ class Conditions:
     positive: Conditioning
     negative: Conditioning
     notes: tuple[str, ...]
-
-
-def host_lacks_klein() -> str:
-    """Why this ComfyUI cannot run FLUX.2 [klein], or ''."""
-    import comfy.text_encoders.flux
-    from comfyui_version import __version__
-
-    if "KleinTokenizer" in vars(comfy.text_encoders.flux):
-        return ""
-    return f"ComfyUI {__version__} does not know FLUX.2 [klein]."
-
-
-def require_klein() -> None:
-    """Raises HostError where this ComfyUI is too old."""
-    if lack := host_lacks_klein():
-        raise HostError(lack, "Update ComfyUI to a release of 2026, or draw with CLVR Generator (diffusers).")
 
 
 def conditions(clip: CLIP, vae: VAE, context: Context, guided: bool) -> Conditions:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from .host import host_lacks_klein, require_klein
 from .sockets import Cast, Generator
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ class CLVRGeneratorNative(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         import comfy.samplers
-
-        from .klein import host_lacks_klein
 
         return io.Schema(
             node_id="CLVRGeneratorNative",
@@ -74,7 +73,6 @@ class CLVRGeneratorNative(io.ComfyNode):
     def validate_inputs(cls, mode: str) -> bool | str:
         """ComfyUI does not look at an input itself that is looked at here."""
         from ..clvr.errors import HostError
-        from .klein import require_klein
 
         try:
             require_klein()
@@ -95,7 +93,6 @@ class CLVRGeneratorNative(io.ComfyNode):
         scheduler: str = FLUX2,
     ) -> io.NodeOutput:
         from ..clvr.models import IN_A_GRAPH
-        from .klein import require_klein
 
         require_klein()
         from .native_generator import NativeGenerator, Sampling
