@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,8 +11,8 @@ from pathlib import Path
 from PIL.Image import Image
 
 from clvr import probe
+from clvr.chart import Axis, Chart, Line, Point, draw
 from clvr.intervals import normal, wilson
-from clvr.pen import COLORS, GRID, INK, SOFT, Pen, Scale, linear
 
 PLOTTED = ("one shot", "best of 8", "refinement only", "clvr", "director", "strokes", "auto")
 AGAINST = ("one shot", "one shot, 8 times the denoising steps", "best of 8", "refinement only", "clvr")
@@ -21,7 +20,8 @@ AGAINST = ("one shot", "one shot, 8 times the denoising steps", "best of 8", "re
 
 @dataclass(frozen=True)
 class Result:
-    """One run. `passed` and `recall` are the result's, `first_recall` the first picture's, as measured."""
+    """One run. `passed` and `recall` (share of checks) are the result's, `first_…` the first picture's, as measured;
+    `images` and `rounds` were drawn, `rolled_back` of them not kept; `tactics` by round."""
 
     method: str
     task: int
@@ -222,7 +222,7 @@ def _robust(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
         rows = of.get(name, [])
         if not rows:
             continue
-        worse = rate([r.recall < r.first_recall - 1e-9 for r in rows])
+        worse = rate(_worse(rows))
         better = rate([r.recall > r.first_recall + 1e-9 for r in rows])
         shown = name if "," in name and "same" not in name else f"{name.split(',')[0]}, exact"
         pictures = statistics.fmean(r.images for r in rows)
@@ -250,12 +250,6 @@ def mean(values: Iterable[float]) -> str:
     return f"{statistics.fmean(listed):.3f} [{low:.3f}, {high:.3f}]"
 
 
-_SIZE = (1100, 620)
-_BOX = (96, 76, 700, 540)
-"""Left, top, right, bottom of the plotted area, in pixels."""
-_Point = tuple[float, float, tuple[float, float]]
-
-
 def tier_plot(of: dict[str, list[Result]]) -> Image | None:
     """Pass rate over complexity, in eight tiers."""
     names = [name for name in PLOTTED if of.get(name)]
@@ -263,34 +257,23 @@ def tier_plot(of: dict[str, list[Result]]) -> Image | None:
     if len(values) < 16:
         return None
     upper = probe.edges(values, 8)
-    series = []
+    lines = []
     for name in names:
         shots = [probe.Shot(str(r.task), r.complexity, r.passed, r.recall) for r in of[name]]
         tiers = probe.by_tier(probe.by_prompt(shots), upper)
-        series.append((name, [(t.median, t.passed.mean, t.passed.interval) for t in tiers]))
-    low, high = min(values), max(values)
-    return _lines(
-        "Passes over the prompt's complexity, at most 8 pictures", "C_task", linear(low, high, _short), series
-    )
+        lines.append(Line(name, tuple(Point(t.median, t.passed.mean, *t.passed.interval) for t in tiers)))
+    return _plot("Passes over the prompt's complexity", "at most 8 pictures", Axis("C_task"), lines)
 
 
 def budget_plot(of: dict[str, list[Result]], names: Sequence[str]) -> Image | None:
     if not names:
         return None
     curve = _curve(of, names)
-    tiers = sorted({row.tier for _, rows in curve for row in rows})
-    series = []
-    for tier in tiers:
-        points = []
-        for images, rows in curve:
-            hits = [row.passed for row in rows if row.tier == tier]
-            if hits:
-                points.append((math.log2(images), sum(hits) / len(hits), wilson(sum(hits), len(hits))))
-        series.append((f"tier {tier}", points))
-    ticks = tuple((math.log2(n), str(n)) for n, _ in curve)
-    width = ticks[-1][0] - ticks[0][0] or 1
-    scale = Scale(ticks, lambda v: (v - ticks[0][0]) / width)
-    return _lines("auto: passes against the budget", "pictures, at most", scale, series)
+    lines = []
+    for tier in sorted({row.tier for _, rows in curve for row in rows}):
+        found = [(images, [row.passed for row in rows if row.tier == tier]) for images, rows in curve]
+        lines.append(Line(f"tier {tier}", tuple(_share(images, hits) for images, hits in found if hits)))
+    return _plot("auto: passes against the budget", "", Axis("pictures, at most", log=True), lines)
 
 
 def robust_plot(of: dict[str, list[Result]], names: Sequence[str]) -> Image | None:
@@ -298,49 +281,26 @@ def robust_plot(of: dict[str, list[Result]], names: Sequence[str]) -> Image | No
     if not names:
         return None
     judges = list(dict.fromkeys(name.split(", ", 1)[1] for name in names))
-    ticks = tuple((float(n), judge) for n, judge in enumerate(judges))
-    width = max(len(judges) - 1, 1)
-    scale = Scale(ticks, lambda v: 0.08 + 0.84 * v / width)
-    series = []
-    for policy in dict.fromkeys(name.split(", ")[0] for name in names):
-        points = []
-        for n, judge in enumerate(judges):
-            worse = [r.recall < r.first_recall - 1e-9 for r in of.get(f"{policy}, {judge}", [])]
-            if worse:
-                points.append((float(n), sum(worse) / len(worse), wilson(sum(worse), len(worse))))
-        series.append((policy, points))
-    return _lines("Results worse than the run's first picture", "the loop's judge", scale, series, joined=False)
+    lines = []
+    for number, policy in enumerate(dict.fromkeys(name.split(", ")[0] for name in names)):
+        found = [(n + 0.1 * number, _worse(of.get(f"{policy}, {judge}", []))) for n, judge in enumerate(judges)]
+        lines.append(Line(policy, tuple(_share(x, worse) for x, worse in found if worse), joined=False))
+    axis = Axis("the loop's judge", names=tuple(judges))
+    return _plot(
+        "Results worse than the run's first picture", "satisfying fewer checks, as measured", axis, lines, None
+    )
 
 
-def _lines(
-    title: str, axis: str, scale: Scale, series: Sequence[tuple[str, list[_Point]]], joined: bool = True
-) -> Image:
-    """Rates in [0, 1] with their intervals."""
-    pen, (left, top, right, bottom) = Pen(*_SIZE), _BOX
-    pen.text((left, 24), title, 25)
-    for value, label in linear(0, 1, lambda v: f"{v:.0%}").ticks:
-        y = bottom - value * (bottom - top)
-        pen.line([(left, y), (right, y)], GRID)
-        pen.text((left - 12, y), label, 18, SOFT, "rm")
-    for value, label in scale.ticks:
-        pen.text((left + scale.place(value) * (right - left), bottom + 14), label, 16, SOFT, "ma")
-    pen.text(((left + right) / 2, bottom + 46), axis, 18, INK, "ma")
-    for number, (_, points) in enumerate(series):
-        color, shift = COLORS[number % len(COLORS)], (number - len(series) / 2 + 0.5) * 4
-        places = [(left + scale.place(x) * (right - left) + shift, y, i) for x, y, i in points]
-        for x, _, (low, high) in places:
-            pen.line([(x, bottom - low * (bottom - top)), (x, bottom - high * (bottom - top))], color, 1)
-        path = [(x, bottom - y * (bottom - top)) for x, y, _ in places]
-        if joined and len(path) > 1:
-            pen.line(path, color, 2.5)
-        for at in path:
-            pen.mark(at, number, color, 6)
-    for number, (name, _) in enumerate(series):
-        y = top + 20 + 34 * number
-        pen.mark((right + 40, y), number, COLORS[number % len(COLORS)], 7)
-        pen.text((right + 58, y), name, 19, INK, "lm")
-    return pen.image()
+def _worse(rows: Iterable[Result]) -> list[bool]:
+    return [row.recall < row.first_recall - 1e-9 for row in rows]
 
 
-def _short(value: float) -> str:
-    return f"{value:g}"
+def _share(x: float, outcomes: Sequence[bool]) -> Point:
+    """The share of yes with its Wilson interval."""
+    return Point(x, sum(outcomes) / len(outcomes), *wilson(sum(outcomes), len(outcomes)))
+
+
+def _plot(title: str, said: str, across: Axis, lines: Sequence[Line], most: float | None = 1.0) -> Image:
+    """Rates with their intervals."""
+    up = Axis("", 0.0, most, label=lambda value: f"{value:.0%}")
+    return draw(title, [Chart("", across, up, tuple(lines))], said)

@@ -36,15 +36,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """`least` and `most` are in the picture even where no point comes near. `log`: positive values only."""
+    """`least` and `most` are in the picture even where no point comes near. `log`: positive values only. With `names`
+    the values are their numbers, from 0."""
 
     title: str
     least: float | None = None
     most: float | None = None
     log: bool = False
     label: Callable[[float], str] = field(default=lambda value: f"{value:g}")
+    names: tuple[str, ...] = ()
 
     def scale(self, values: Sequence[float]) -> Scale:
+        if self.names:
+            return Scale(tuple(enumerate(self.names)), lambda value: (value + 0.5) / len(self.names))
         found = [*values, *(end for end in (self.least, self.most) if end is not None)] or [0.0, 1.0]
         low, high = min(found), max(found)
         if self.log:

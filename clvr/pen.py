@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 _FINE = 2
 """Drawn so many times larger and scaled down, because Pillow draws lines without smoothing."""
 PAPER, INK, SOFT, GRID, WARN = "#ffffff", "#1a1c21", "#565b65", "#e3e1db", "#b93118"
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 """Okabe and Ito's, which colour-blind people tell apart; shapes tell them apart without colour."""
 _SHAPES = ("disc", "square", "triangle", "diamond")
 

@@ -196,3 +196,14 @@ def test_relations_need_half_a_cell() -> None:
 def test_what_cannot_be_realised_is_told() -> None:
     with pytest.raises(GrammarError):
         realise(parse("a red circle left of a blue cross left of the red circle"), random.Random(0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tight_layout_is_found_from_any_seed(seed: int) -> None:
+    text = "three blue circles, two red circles right of the blue circles and a yellow square right of the red circles"
+    spec = parse(text)
+    assert (
+        MeasuringVerifier()
+        .judge(render(realise(spec, random.Random(seed))), checklist(spec))
+        .satisfied(checklist(spec))
+    )

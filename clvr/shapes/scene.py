@@ -208,7 +208,7 @@ def _holds(spec: Spec, cells: list[list[Cell]]) -> bool:
     return all(related(a, r.kind, b) for r in spec.relations for a in cells[r.a] for b in cells[r.b] if r.a != r.b)
 
 
-def _search(spec: Spec, rng: random.Random, tries: int = 60) -> list[list[Cell]] | None:
+def _search(spec: Spec, rng: random.Random, tries: int = 1000) -> list[list[Cell]] | None:
     """Random placement group by group, each restricted to the cells that its relations leave."""
     for _ in range(tries):
         placed = _place_randomly(spec, rng)
