@@ -1,0 +1,85 @@
+"""The laboratory of the policies: its prompts, its rows, its book of results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import search
+from benchmarks.search_tables import Result, write
+from clvr.shapes.checks import checklist
+from clvr.shapes.language import parse
+from clvr.shapes.sampler import held_back
+
+RUN = ["search", "--prompts", "1", "--steps", "1"]
+
+
+def test_prompts_are_held_back_distinct_and_in_tiers_of_equal_size() -> None:
+    made = search.tasks(40, 5)
+    assert len({task.text for task in made}) == 40
+    assert all(held_back(task.text) for task in made)
+    assert all(task.checks == checklist(parse(task.text)) for task in made)
+    assert sorted({task.tier for task in made}) == [1, 2, 3, 4]
+    assert min(task.complexity for task in made if task.tier == 4) >= max(
+        task.complexity for task in made if task.tier == 1
+    )
+    assert search.tasks(40, 5) == made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything, at one denoising step and one prompt a tier."""
+    folder = tmp_path_factory.mktemp("search")
+    run(folder)
+    return folder
+
+
+def run(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*RUN, "--work", str(folder / "work"), "--out", str(folder / "out")])
+        search.main()
+
+
+def test_every_row_keeps_to_its_budget(folder: Path) -> None:
+    rows = [row for book in (folder / "work").glob("*.jsonl") for row in search.read(book)]
+    methods = {method.name: method for method in search.methods()}
+    assert {row.method for row in rows} == set(methods)
+    for row in rows:
+        method = methods[row.method]
+        assert row.images <= method.images
+        assert row.nfe <= 2 * method.images * method.longer
+        assert row.rounds <= method.rounds
+
+
+def test_the_tables_have_every_row_and_the_plots_are_there(folder: Path) -> None:
+    text = (folder / "out" / "search.md").read_text()
+    for method in search.methods():
+        if method.group in ("methods", "parts"):
+            assert f"| {method.name} |" in text
+    assert {path.name for path in (folder / "out").glob("*.png")} == {
+        "search_tiers.png",
+        "search_budget.png",
+        "search_robust.png",
+    }
+
+
+def test_a_second_run_goes_on_where_the_first_one_was_cut(folder: Path) -> None:
+    book = sorted((folder / "work").glob("*.jsonl"))[-1]
+    whole = book.read_text()
+    before = search.read(book)
+    book.write_text(whole[: len(whole) - 40])
+    assert len(search.read(book)) == len(before) - 1
+    run(folder)
+    again = search.read(book)
+    assert {row.task: row.passed for row in again} == {row.task: row.passed for row in before}
+
+
+def test_auto_is_compared_with_others_on_the_same_prompts(tmp_path: Path) -> None:
+    def row(method: str, task: int, passed: bool) -> Result:
+        return Result(method, task, 1, 10.0 + task, passed, float(passed), False, 0.0, 4, 4, 48, 0, "")
+
+    rows = [row("auto", n, True) for n in range(20)] + [row("best of 8", n, n < 5) for n in range(30)]
+    write(rows, [("best of 8", "methods"), ("auto", "methods")], tmp_path, "a test")
+    assert "| best of 8 | +0.750 [" in (tmp_path / "search.md").read_text()
