@@ -47,6 +47,15 @@ def checklist_input() -> io.Input:
     )
 
 
+def policy_input() -> io.Input:
+    from ..clvr.policies import SUMMARIES
+
+    means = ". ".join(f"{name}: {summary}" for name, summary in SUMMARIES.items())
+    return io.Combo.Input(
+        "policy", list(SUMMARIES), default="clvr", optional=True, tooltip=f"How the loop is run. {means}."
+    )
+
+
 def goal_of(prompt: str, checklist: str) -> Goal:
     """Raises FormatError for a line of the checklist that cannot be read."""
     from ..clvr.checklist import parse_text
@@ -84,7 +93,7 @@ def continue_input() -> io.Input:
         "continue_from",
         optional=True,
         tooltip="A run that shall go on, from CLVR Load Trajectory: after a crash, an interrupt, or with a larger "
-        "budget. Prompt, seed, size and references are then that run's own; without a budget, the budget too.",
+        "budget. Prompt, seed, size, references and policy are then that run's own; without a budget, the budget too.",
     )
 
 
@@ -112,6 +121,7 @@ class CLVRClosedLoop(io.ComfyNode):
                 *optional_inputs(),
                 continue_input(),
                 checklist_input(),
+                policy_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="final"),
@@ -145,6 +155,7 @@ class CLVRClosedLoop(io.ComfyNode):
         references: Tensor | None = None,
         continue_from: Run | None = None,
         checklist: str = "",
+        policy: str = "clvr",
     ) -> io.NodeOutput:
         from ..clvr import loop, past
         from ..clvr.estimate import Setup, estimate
@@ -156,7 +167,7 @@ class CLVRClosedLoop(io.ComfyNode):
         roles = {"controller": controller, "generator": generator, "verifier": verifier}
         cast = loop.Ports(controller.port, generator.port, verifier.port)
         run = books.resumed(continue_from, budget, **roles) if continue_from else None
-        settings = settings_for(budget, width, height, generator.port.default_size)
+        settings = settings_for(budget, policy, width, height, generator.port.default_size)
         goal = goal_of(prompt, checklist)
         with books.Book(run, folder) as book:
             kept = book.open()
@@ -186,7 +197,9 @@ def shown(images: Sequence[Image | None], node: type[io.ComfyNode]) -> ui.Previe
     return ui.PreviewImage(to_tensor([enlarged(image) for image in images if image]), cls=node)
 
 
-def settings_for(budget: Budget | None, width: int, height: int, size: ports.Size | None = None) -> Settings:
+def settings_for(
+    budget: Budget | None, policy: str, width: int, height: int, size: ports.Size | None = None
+) -> Settings:
     """The widgets as the engine's settings. `size` is for 0 x 0. Raises FormatError for half a size."""
     from ..clvr.budget import Budget
     from ..clvr.errors import FormatError
@@ -194,7 +207,7 @@ def settings_for(budget: Budget | None, width: int, height: int, size: ports.Siz
 
     if bool(width) != bool(height):
         raise FormatError(f"A size of {width} x {height} is half a size.", "Give both sides, or 0 for both.")
-    return Settings(budget or Budget(), size=(width, height) if width else size)
+    return Settings(budget or Budget(), policy, (width, height) if width else size)
 
 
 NODES = [CLVRClosedLoop]

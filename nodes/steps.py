@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .loop import checklist_input, continue_input, goal_inputs, goal_of, optional_inputs, settings_for, shown
+from .loop import (
+    checklist_input,
+    continue_input,
+    goal_inputs,
+    goal_of,
+    optional_inputs,
+    policy_input,
+    settings_for,
+    shown,
+)
 from .sockets import Cast, Controller, Generator, LoopState, Run, Trajectory, Verifier
 
 if TYPE_CHECKING:
@@ -50,6 +59,7 @@ class CLVRStart(io.ComfyNode):
                 ),
                 continue_input(),
                 checklist_input(),
+                policy_input(),
             ],
             outputs=[
                 LoopState.Output(display_name="run"),
@@ -71,6 +81,7 @@ class CLVRStart(io.ComfyNode):
         folder: str = "clvr/run",
         continue_from: Run | None = None,
         checklist: str = "",
+        policy: str = "clvr",
     ) -> io.NodeOutput:
         from ..clvr import loop
         from ..clvr.checklist import to_text
@@ -78,7 +89,7 @@ class CLVRStart(io.ComfyNode):
         from .live import Live
         from .pixels import to_pictures
 
-        name, settings = board.new_name(cls.hidden.unique_id), settings_for(budget, width, height)
+        name, settings = board.new_name(cls.hidden.unique_id), settings_for(budget, policy, width, height)
         live = Live(cls.hidden.unique_id, entry=board.opened(name))
         if continue_from:
             run = dataclasses.replace(books.resumed(continue_from, budget), id=name, prefix=folder)

@@ -12,6 +12,16 @@ from .strokes import Strokes
 
 POLICIES: dict[str, Policy] = {p.name: p for p in (ClosedLoop(), Director(), Strokes(), Auto(), OneShot())}
 
+SUMMARIES: dict[str, str] = {
+    "clvr": "the controller decides what every round is about, as in the paper; for most prompts",
+    "director": "in stages from global to local, one or two failed checks a round; for long lists of constraints",
+    "strokes": "object by object, each inspected before the next one begins; for crowded scenes",
+    "auto": "all at once where that is likely to work, else in stages, and another approach where a round did not "
+    "help; when in doubt",
+    "one-shot": "the whole prompt at once, afresh every round: with candidates, best-of-N; for easy prompts",
+}
+"""What each does and when to use it, in a line."""
+
 
 def find_policy(name: str) -> Policy:
     """Raises FormatError for a name that is not in POLICIES."""
@@ -20,4 +30,4 @@ def find_policy(name: str) -> Policy:
     return POLICIES[name]
 
 
-__all__ = ["POLICIES", "Means", "Policy", "Ruling", "find_policy"]
+__all__ = ["POLICIES", "SUMMARIES", "Means", "Policy", "Ruling", "find_policy"]
