@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from scripts.browser import CHROMIUM, READY, RUN, frontend
-from scripts.comfy import Server
+from scripts.comfy import ROOT, Server
 
 from .comfy_fixtures import ARTIFACTS, KLEIN, LOOPS, MERGES, MORE_LOOPS, drawn
 
@@ -59,6 +60,7 @@ def test_a_workflow_of_the_built_in_models_opens_without_a_missing_node_runs_and
     assert page.evaluate(RUN)
     page.wait_for_function(f"() => {{ const s = ({PICTURES})(); return s.includes('Contact sheet') && s.length > 1; }}")
     page.screenshot(path=ARTIFACTS / f"{name}-done.png")
+    assert page.get_by_text("CLVR waits for you").count() <= 1
     assert {"CLVR Closed Loop", "CLVR Finish"} & set(page.evaluate(PICTURES))
 
 
@@ -164,6 +166,7 @@ def test_the_panel_shows_a_run_as_it_happens_and_its_report(page, panel, server)
 def test_a_person_steps_in_reloads_the_page_and_finds_the_same_run(page, panel):
     started(page, panel, "browser/person", "both")
     panel.get_by_role("heading", name="Waiting for you: the plan").wait_for()
+    assert panel.get_by_text(re.compile("^Estimate: .+")).is_visible()
     panel.get_by_label("Add a check").fill("Is there a <b>yellow</b> star?")
     panel.get_by_label("Add a check").press("Enter")
     panel.get_by_text("Added: Is there a <b>yellow</b> star?").wait_for()
@@ -257,6 +260,8 @@ ENGLISH = """panel => {
 def test_every_language_has_every_word_with_the_same_values(page):
     words = page.evaluate(WORDS)
     assert sorted(words) == ["en", "ja", "zh"]
+    written = re.findall(r'^    "?([\w. ]+)"?:', (ROOT / "web" / "panel" / "words.js").read_text("utf-8"), re.MULTILINE)
+    assert Counter(written) == dict.fromkeys(words["en"], len(words))  # a second one would hide the first
     for language in ("zh", "ja"):
         assert list(words[language]) == list(words["en"])
         for key, text in words["en"].items():

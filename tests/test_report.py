@@ -334,7 +334,10 @@ def test_an_older_page_stays_when_the_new_one_cannot_be_written(tmp_path):
     assert (tmp_path / "taken").read_text() == "x"
 
 
-@pytest.mark.parametrize(("share", "shown"), [(None, "–"), (0.0, "0%"), (0.58, "58%"), (0.999, "99%"), (1.0, "100%")])
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(None, "–"), (0.0, "0%"), (0.125, "13%"), (0.58, "58%"), (0.999, "99%"), (1.0, "100%")],
+)
 def test_only_a_full_score_reads_as_100_percent(share, shown):
     assert percent(share) == shown
 

@@ -6,6 +6,7 @@ import { Panel } from "./panel/panel.js";
 import { say } from "./panel/words.js";
 
 const ID = "clvr";
+const REMINDED = 10000; // ms that a reminder stays
 
 app.registerExtension({
   name: "CLVR.Panel",
@@ -34,7 +35,11 @@ app.registerExtension({
   },
 });
 
+let reminded = -Infinity;
+
+// One at a time: a run that goes on by itself soon waits again.
 function remind() {
-  const words = { severity: "info", summary: say("reminder"), detail: say("reminder.where"), life: 10000 };
-  app.extensionManager.toast.add(words);
+  if (performance.now() - reminded < REMINDED) return;
+  reminded = performance.now();
+  app.extensionManager.toast.add({ severity: "info", summary: say("reminder"), detail: say("reminder.where"), life: REMINDED });
 }

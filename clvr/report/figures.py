@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,10 +37,10 @@ def mark(outcome: Outcome) -> Markup:
 
 
 def percent(share: float | None) -> str:
-    """Whole percent; 100 only when nothing is missing."""
+    """Whole percent, a half upwards as the panel in the browser rounds; 100 only when nothing is missing."""
     if share is None:
         return "–"
-    return f"{min(round(share * 100), 100 if share >= 1 else 99)}%"
+    return f"{min(math.floor(share * 100 + 0.5), 100 if share >= 1 else 99)}%"
 
 
 def duration(seconds: float) -> str:

@@ -182,7 +182,7 @@ export class Panel {
       h("p", { class: `state ${status.kind}` }, status.text),
       h("h1", { class: "goal", dir: "auto" }, run.prompt),
       run.stop && h("p", { class: "quiet", dir: "auto" }, say("stopped", { reason: run.stop })),
-      run.expected && !run.stop && h("p", { class: "quiet", dir: "auto" }, say("expected", { time: run.expected })),
+      run.expected && !run.stop && h("p", { class: "quiet", dir: "auto" }, say("estimate", { time: run.expected })),
       h(
         "div",
         { class: "buttons" },
