@@ -15,7 +15,15 @@ from clvr.chart import Axis, Chart, Line, Point, draw
 from clvr.intervals import normal, wilson
 
 PLOTTED = ("one shot", "best of 8", "refinement only", "clvr", "director", "strokes", "auto")
-AGAINST = ("one shot", "one shot, 8 times the denoising steps", "best of 8", "refinement only", "clvr")
+AGAINST = (
+    "one shot",
+    "one shot, 8 times the denoising steps",
+    "best of 8",
+    "refinement only",
+    "clvr",
+    "director",
+    "strokes",
+)
 
 
 @dataclass(frozen=True)
@@ -179,9 +187,10 @@ def _parts(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
         return []
     lines = ["## What each part of auto adds", "| auto with | passes | recall | pictures | rolled back |"]
     lines.append("| --- | --- | --- | --- | --- |")
-    faulty = [name for name in of if name == "auto, wrong 10 %"]
-    for name in ("auto, same prompts", *names, *faulty):
-        rows = of[name]
+    for name in ("auto, same prompts", *names, "auto, wrong 10 %"):
+        rows = of.get(name, [])
+        if not rows:
+            continue
         shown = {"auto, same prompts": "everything", "auto, wrong 10 %": "no evidence: a judge that errs in 10 %"}
         recall, pictures = mean(r.recall for r in rows), statistics.fmean(r.images for r in rows)
         back = statistics.fmean(r.rolled_back for r in rows)
