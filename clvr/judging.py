@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from .allowance import grant
+from .allowance import Allowance, grant
 from .budget import Budget
 from .errors import VLMError
-from .ports import Comparer, Preference, Verifier
+from .ports import Comparer, Crowded, Preference, Verifier
+from .together import together
 from .trajectory import Check, CheckVerdict, Cost, Evidence, Goal, Usage, Verdict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ONE_CALL = Usage(calls=1)
+Job = tuple["Image", Sequence[Check], "Sequence[Image]"]
+"""An image, what to ask of it, and the images that it was drawn from."""
 
 
 @dataclass
@@ -34,28 +38,40 @@ class Bench:
 
     def judge(self, image: Image, checks: Sequence[Check], references: Sequence[Image]) -> Verdict | None:
         """None where there is nothing to ask, or the budget forbids it."""
-        if not checks:
-            return None
-        forbidden = self._forbidden(asking=not self.free)
+        return self.judge_each([(image, checks, references)])[0]
+
+    def judge_each(self, jobs: Sequence[Job]) -> list[Verdict | None]:
+        """One verdict a job, None as in `judge`; several at a time where the verifier allows it."""
+        at_once = self.verifier.at_once if isinstance(self.verifier, Crowded) else 1
+        verdicts: list[Verdict | None] = []
+        for start in range(0, len(jobs), at_once):
+            verdicts += self._judge_together(jobs[start : start + at_once])
+        return verdicts
+
+    def _judge_together(self, jobs: Sequence[Job]) -> list[Verdict | None]:
+        asked = [n for n, (_, checks, _) in enumerate(jobs) if checks]
+        forbidden = self._forbidden(asking=not self.free) if asked else ""
         if forbidden:
             self._note(f"not judged: {forbidden}")
-            return None
+        if forbidden or not asked:
+            return [None] * len(jobs)
         began = perf_counter()
         with grant(self.budget, self.spent + self.cost) as granted:
-            try:
-                verdict = self.verifier.judge(image, checks, references)
-            except VLMError as error:
-                self._note(f"not judged: {error}")
-                verdict = unjudged(checks, self.verifier.name, str(error), granted.made)
-        self.free = self.free or verdict.usage.calls == 0
-        self.cost += Cost(seconds={"verify": perf_counter() - began}, usage=verdict.usage)
-        return verdict
+            calls = [partial(self._ask, jobs[n], granted if len(asked) == 1 else None) for n in asked]
+            found = dict(zip(asked, together(calls, len(calls)), strict=True))
+        usage = sum((verdict.usage for verdict in found.values()), Usage())
+        self.free = self.free or usage.calls == 0
+        self.cost += Cost(seconds={"verify": perf_counter() - began}, usage=usage)
+        return [found.get(n) for n in range(len(jobs))]
 
-    def judge_each(
-        self, images: Sequence[Image], checks: Sequence[Check], references: Sequence[Image]
-    ) -> list[Verdict | None]:
-        """One verdict an image."""
-        return [self.judge(image, checks, references) for image in images]
+    def _ask(self, job: Job, alone: Allowance | None) -> Verdict:
+        """`alone`: what is counted of this call where there is no other."""
+        image, checks, references = job
+        try:
+            return self.verifier.judge(image, checks, references)
+        except VLMError as error:
+            self._note(f"not judged: {error}")
+            return unjudged(checks, self.verifier.name, str(error), alone.made if alone else ONE_CALL)
 
     def prefer(self, first: Image, second: Image, goal: Goal, references: Sequence[Image]) -> float | None:
         """The probability that the first image is better; None where nobody could tell, or might be asked."""

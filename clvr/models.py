@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 TRANSFORMERS = "transformers:"
 """Before the folder or hub id of a VLM that runs in this process."""
+AT_ONCE = 4
+"""Images that a server is asked about at the same time."""
 IN_A_GRAPH = "a MODEL in ComfyUI"
 """In a journal's options: what no command can load."""
 KLEIN = {
@@ -102,7 +104,7 @@ class Choice:
             guidance=float(guidance) if guidance else None,
             judges=tuple(judges.split("\n")) if judges else (),
             spare_vlm=bool(spare),
-            trusted=options.get("vlm") == os.environ.get("CLVR_VLM_URL"),
+            trusted=vouched(options.get("vlm", "")),
         )
 
 
@@ -179,7 +181,7 @@ def load_judges(
 
     def other(name: str) -> Verifier:
         address, _, model = name.partition("#")
-        named = address in (choice.vlm, os.environ.get("CLVR_VLM_URL"))  # a key goes nowhere else
+        named = address == choice.vlm or vouched(address)  # a key goes nowhere else
         another = dataclasses.replace(choice, vlm=address, vlm_model=model, trusted=choice.trusted and named)
         return _vlm_of(another, None, open_client)[1]
 
@@ -197,7 +199,8 @@ def _vlm_of(
     from .vlm import VLMController, VLMVerifier
 
     client = client or open_client(choice)
-    return VLMController(client), VLMVerifier(client, logprobs=True)
+    at_once = 1 if choice.vlm.startswith(TRANSFORMERS) else AT_ONCE
+    return VLMController(client), VLMVerifier(client, logprobs=True, at_once=at_once)
 
 
 def load_client(choice: Choice) -> ChatClient:
@@ -217,6 +220,16 @@ def api_key(choice: Choice) -> str | None:
     if not choice.trusted:
         return None
     return os.environ.get("CLVR_VLM_API_KEY") or os.environ.get("OPENAI_API_KEY")
+
+
+def vouched(address: str) -> bool:
+    """Whether CLVR_VLM_URL names the same address, be it with or without its version."""
+    from .vlm.wire import Address
+
+    try:
+        return Address.parse(address).url == Address.parse(os.environ.get("CLVR_VLM_URL", "")).url
+    except VLMSetupError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,14 @@ class Verifier(Protocol):
         ...
 
 
+@runtime_checkable
+class Crowded(Protocol):
+    """A verifier that may be asked about several images at the same time, from several threads."""
+
+    @property
+    def at_once(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Preference:
     """Which of two images satisfies a goal better. `first`: the probability in [0, 1] that it is the first; 0.5

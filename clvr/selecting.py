@@ -33,12 +33,14 @@ def judge(state: State, pending: Pending, bench: Bench) -> Pending:
     given = _given(state)
     sources = [state.album[label] for label in pending.decision.references]
     due = done % state.settings.budget.verify_every == 0 or bool(bench.exhausted(done))
-    active = bench.judge_each(fresh, goal.checks, given) if due else []
-    passive = bench.judge_each(fresh, pending.decision.expects, sources)
+    whole = [(image, goal.checks, given) for image in fresh]
+    own = [(image, pending.decision.expects, sources) for image in fresh]
+    verdicts = bench.judge_each([*whole, *own] if due else own)
+    passive, active = verdicts[-len(fresh) :], verdicts[: -len(fresh)]
     if not due and bench.exhausted(done):
-        active = bench.judge_each(fresh, goal.checks, given)
-    verdicts = zip(pending.seeds[-len(fresh) :], passive, active or [None] * len(passive), strict=True)
-    judged = (Candidate(seed, own, whole) for seed, own, whole in verdicts)
+        active = bench.judge_each(whole)
+    rows = zip(pending.seeds[-len(fresh) :], passive, active or [None] * len(passive), strict=True)
+    judged = (Candidate(*row) for row in rows)
     return dataclasses.replace(pending, candidates=(*pending.candidates, *judged))
 
 

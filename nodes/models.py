@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..clvr.models import Choice
 
 CATEGORY = "CLVR/models"
+AT_ONCE = 4
+"""Pictures that a server is asked about at the same time."""
 
 
 def sampling_inputs(steps: str, guidance: str) -> list[io.Input]:
@@ -185,20 +187,29 @@ class CLVRVLMServer(io.ComfyNode):
                     tooltip="Further attempts when the server is busy or the connection breaks.",
                 ),
                 max_tokens_input(),
+                io.Int.Input(
+                    "at_once",
+                    default=AT_ONCE,
+                    min=1,
+                    max=32,
+                    optional=True,
+                    tooltip="Pictures that it judges at the same time, such as a round's candidates. 1: one after the "
+                    "other, for a server that answers one request at a time.",
+                ),
             ],
             outputs=roles(),
         )
 
     @classmethod
-    def execute(cls, address: str, model: str, seconds: float, retries: int, max_tokens: int) -> io.NodeOutput:
-        import os
-
-        from ..clvr.models import Choice, api_key
+    def execute(
+        cls, address: str, model: str, seconds: float, retries: int, max_tokens: int, at_once: int = AT_ONCE
+    ) -> io.NodeOutput:
+        from ..clvr.models import Choice, api_key, vouched
         from ..clvr.vlm import ClientSettings, OpenAIClient, VLMController, VLMVerifier
         from .live import interrupted
 
         # A workflow made by someone else must not be able to send the key to an address of its own.
-        choice = Choice(vlm=address, vlm_model=model, trusted=address == os.environ.get("CLVR_VLM_URL"))
+        choice = Choice(vlm=address, vlm_model=model, trusted=vouched(address))
         client = OpenAIClient(
             address,
             model or None,
@@ -207,7 +218,8 @@ class CLVRVLMServer(io.ComfyNode):
             waiting=interrupted,
         )
         options = {"vlm": address, **({"vlm_model": model} if model else {})}
-        return io.NodeOutput(Cast(VLMController(client), options), Cast(VLMVerifier(client)))
+        verifier = VLMVerifier(client, logprobs=True, at_once=at_once)
+        return io.NodeOutput(Cast(VLMController(client), options), Cast(verifier))
 
 
 NODES = [CLVRGeneratorBuiltin, CLVRGeneratorDiffusers, CLVRControllerBuiltin, CLVRVLMServer]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import SettingError, VLMConnectionError, VLMError, VLMSetupError
 from ..ports import Comparer, Preference, Verifier, release
+from ..together import together
 from ..trajectory import Check, CheckVerdict, Evidence, Goal, Outcome, Usage, Verdict
 from .seats import Seat, Statement, raw_replies, ruled
 
@@ -38,7 +38,7 @@ class Panel:
         self._weights = _checked(members, agreement, weights)
         self._seats = [Seat(member) for member in members]
         self._agreement: Agreement = agreement
-        self._concurrent = concurrent and len(members) > 1
+        self._concurrent = concurrent
 
     @property
     def name(self) -> str:
@@ -54,13 +54,8 @@ class Panel:
         return Verdict(results, sum((v.usage for v in verdicts), Usage()))
 
     def _ask(self, image: Image, checks: Sequence[Check], references: Sequence[Image]) -> list[Verdict]:
-        if not self._concurrent:
-            return [seat.judge(image, checks, references) for seat in self._seats]
-        with ThreadPoolExecutor(len(self._seats)) as pool:
-            contexts = [contextvars.copy_context() for _ in self._seats]
-            pairs = zip(contexts, self._seats, strict=True)
-            calls = [pool.submit(context.run, seat.judge, image, checks, references) for context, seat in pairs]
-            return [call.result() for call in calls]
+        calls = [partial(seat.judge, image, checks, references) for seat in self._seats]
+        return together(calls, len(calls) if self._concurrent else 1)
 
     def _count(self, check: Check, verdicts: Sequence[Verdict]) -> CheckVerdict:
         pairs = zip(self._seats, verdicts, strict=True)

@@ -137,15 +137,17 @@ _SAID: dict[Outcome, str] = {
 
 class VLMVerifier:
     """Judges with a VLM. `batch`: questions a call, None for all at once. `logprobs` asks the server for the
-    certainty behind each answer.
+    certainty behind each answer. `at_once`: images that may be judged at the same time, for clients that several
+    threads may use.
 
     A call that fails leaves its checks unjudged, with the reason. Only before the first call that succeeded
     does a wrong address, a refused key or an unknown model raise."""
 
-    def __init__(self, client: ChatClient, batch: int | None = None, logprobs: bool = False) -> None:
+    def __init__(self, client: ChatClient, batch: int | None = None, logprobs: bool = False, at_once: int = 1) -> None:
         self._client = client
         self._batch = batch
         self._logprobs = logprobs
+        self.at_once = at_once
         self._reached = False
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from ..errors import VLMConnectionError, VLMError, VLMSetupError, VLMTimeoutError
+from ..together import grouped, look
 from . import wire
 from .chat import Message, Reply
 
@@ -89,8 +90,8 @@ class OpenAIClient:
 
     Without `model` the server's only model is taken. The key goes to that address and nowhere else: no
     redirect is followed, and it stands in no message, log or repr. `waiting` is called about ten times a
-    second while an answer is awaited; what it raises passes through, and the connection is closed. One call
-    at a time."""
+    second while an answer is awaited; what it raises passes through, and the connection is closed. Several threads
+    may call it."""
 
     def __init__(
         self,
@@ -205,13 +206,18 @@ class OpenAIClient:
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if self._waiting is not None:
-                self._waiting()
+            self._look()
             time.sleep(min(left, _POLL))
+
+    def _look(self) -> None:
+        """Raises what ends the call."""
+        look()
+        if self._waiting is not None:
+            self._waiting()
 
     def _interruptible(self, work: Callable[[_Line], _Answer]) -> _Answer:
         """`work` in a thread of its own where someone wants to look in meanwhile."""
-        if self._waiting is None:
+        if self._waiting is None and not grouped():
             return work(_Line())
         line = _Line()
         outcome: list[_Answer | BaseException] = []
@@ -226,7 +232,7 @@ class OpenAIClient:
         thread.start()
         try:
             while thread.is_alive():
-                self._waiting()
+                self._look()
                 thread.join(_POLL)
         except BaseException:
             line.cut()
@@ -283,12 +289,22 @@ class OpenAIClient:
             where = self._secret.hide(answer.headers.get("location", "elsewhere"))[:200]
             raise VLMSetupError(f"{url} redirects to {where}.", "Give that address, if you trust it.")
         if status in (401, 403):
-            raise VLMSetupError(f"{url} refused the API key ({status}): {said}.", "Give a key that is valid there.")
+            raise self._unauthorised(status, said)
         if status == 404 or (status in (400, 422) and wire.names_unknown_model(said)):
             raise self._not_found(status, said)
         if status in (400, 422, 501):
             raise _RefusedError(f"{url} refused the request ({status}): {said}.", "Look at the server's log.")
         raise VLMError(f"{url} failed ({status}): {said}.", "Look at the server's log.")
+
+    def _unauthorised(self, status: int, said: str) -> VLMSetupError:
+        url = self._address.url
+        if self._secret.headers():
+            return VLMSetupError(f"{url} refused the API key ({status}): {said}.", "Give a key that is valid there.")
+        return VLMSetupError(
+            f"{url} asks for an API key ({status}): {said}.",
+            f"Put it into the environment as CLVR_VLM_API_KEY; for a workflow, with CLVR_VLM_URL={url} beside it, "
+            "and start ComfyUI again.",
+        )
 
     def _json(self, text: str) -> object:
         url = self._address.url

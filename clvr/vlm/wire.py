@@ -7,6 +7,7 @@ import io
 import ipaddress
 import json
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,14 +99,16 @@ class Pictures:
         self._side = side
         self._remembered = remembered
         self._urls: OrderedDict[int, tuple[Image, str]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def url(self, image: Image) -> str:
         """A PNG whose longer side has at most `side` pixels."""
-        known = self._urls.pop(id(image), None)
-        known = known if known and known[0] is image else (image, self._encode(image))
-        self._urls[id(image)] = known
-        while len(self._urls) > self._remembered:
-            self._urls.popitem(last=False)
+        with self._lock:
+            known = self._urls.pop(id(image), None)
+            known = known if known and known[0] is image else (image, self._encode(image))
+            self._urls[id(image)] = known
+            while len(self._urls) > self._remembered:
+                self._urls.popitem(last=False)
         return known[1]
 
     def _encode(self, image: Image) -> str:
