@@ -19,6 +19,7 @@ from clvr.errors import VLMError, VLMSetupError, WeightsError
 from clvr.estimate import Setup
 from clvr.models import Choice
 from clvr.past import CHECKLIST, History
+from clvr.policies import POLICIES, SUMMARIES
 from clvr.trajectory import Goal
 
 from .engine_fixtures import CHECKS, SIZE, FakeController, FakeGenerator, FakeVerifier, draw
@@ -345,6 +346,14 @@ def test_models_names_what_is_missing(monkeypatch, tmp_path, capsys):
     assert "missing  model: someone/klein-tuned" in told
     assert "hf download black-forest-labs/FLUX.2-klein-4B" in told
     assert "missing  VLM server: http://127.0.0.1:9" in told
+
+
+def test_the_help_of_generate_tells_what_each_policy_does(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    told = capsys.readouterr().out.split("policies:\n")[1].splitlines()
+    assert [line.split()[0] for line in told if line[2] != " "] == list(POLICIES) == list(SUMMARIES)
+    assert max(map(len, told)) < 80
 
 
 def test_help_names_every_command_and_loads_nothing_heavy():

@@ -50,9 +50,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add("--limit", type=int, metavar="N", help="so many prompts, spread over the suite's tasks")
     add("--images", type=Path, metavar="DIR", help="only score the images there, laid out as the suite has them")
     how = command.add_mutually_exclusive_group()
-    how.add_argument(
-        "--policy", default="clvr", metavar="NAME", help="how the loop is run: clvr, director, strokes, auto"
-    )
+    how.add_argument("--policy", default="clvr", metavar="NAME", help="how the loop is run: clvr, director, strokes, "
+        "auto; clvr generate --help tells what each does (clvr)")  # fmt: skip
     how.add_argument("--one-shot", action="store_true", help="the prompt itself, one image, no VLM in the loop")
     how.add_argument("--best-of", type=int, metavar="N", help="N images of the prompt, the loop's verifier picks one")
     add("--budget", default="", metavar="LIMITS", help=f"for each prompt: {BUDGET}")

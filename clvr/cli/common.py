@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 
 OK, FAILED, INTERRUPTED = 0, 2, 130
 
 
 def say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def policies() -> str:
+    """What --policy takes, a paragraph each, for the end of a command's help."""
+    from ..policies import SUMMARIES
+
+    lines = (textwrap.wrap(f"  {name:<10}{text}", 79, subsequent_indent=" " * 12) for name, text in SUMMARIES.items())
+    return "\n".join(["policies:", *(line for paragraph in lines for line in paragraph)])
 
 
 def image_size(text: str) -> tuple[int, int]:

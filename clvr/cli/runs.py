@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import FormatError, MissingFileError, SettingError
 from .checklist import add_option, read_checklist
-from .common import FAILED, OK, say
+from .common import FAILED, OK, policies, say
 from .forecast import forecast, recorder
 from .opening import add_drawing, add_judges, add_models, choice_of, open_generator
 
@@ -35,7 +35,10 @@ BUDGET = (
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    _add_generate(commands.add_parser("generate", help="draw a prompt; everything goes into a run folder"))
+    _add_generate(commands.add_parser(
+        "generate", help="draw a prompt; everything goes into a run folder",
+        epilog=policies(), formatter_class=argparse.RawDescriptionHelpFormatter,
+    ))  # fmt: skip
     resume = commands.add_parser("resume", help="continue a run that was interrupted, or give it more budget")
     resume.add_argument("folder", type=Path, metavar="DIR")
     resume.add_argument("--budget", default="", metavar="LIMITS", help=f"new limits over the old ones: {BUDGET}")
@@ -63,7 +66,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
     add_option(command)
     add("--budget", default="", metavar="LIMITS", help=BUDGET)
     add("--estimate", action="store_true", help="tell how long it would take, from past runs, and draw nothing")
-    add("--policy", default="clvr", metavar="NAME", help="how the loop is run (clvr)")
+    add("--policy", default="clvr", metavar="NAME", help="how the loop is run, see below (clvr)")
     add("--seed", type=int, help="the same seed gives the same run; random when not given")
     add_drawing(command)
     add("--out", type=Path, metavar="DIR", help="run folder; out/<time>-<prompt> when not given")
