@@ -317,8 +317,12 @@ def test_a_key_goes_only_to_an_address_that_the_user_named(monkeypatch):
     recorded = Choice.recorded(named.options())
     assert models.api_key(named) == "sk-secret"
     assert models.api_key(recorded) is None
-    monkeypatch.setenv("CLVR_VLM_URL", "http://a/v1")
-    assert models.api_key(Choice.recorded(named.options())) == "sk-secret"
+    for same in ("http://a/v1", "http://a/", "a"):
+        monkeypatch.setenv("CLVR_VLM_URL", same)
+        assert models.api_key(Choice.recorded(named.options())) == "sk-secret"
+    for other in ("", "http://b/v1", "https://a/v1", "http://a:81/v1", "http://a/v1/x", "http://a b"):
+        monkeypatch.setenv("CLVR_VLM_URL", other)
+        assert models.api_key(Choice.recorded(named.options())) is None
 
 
 def test_a_choice_survives_the_journal():

@@ -90,6 +90,12 @@ def test_nothing_is_made_again_when_nothing_changed_and_everything_with_another_
     assert rounds_of(client.follow(looped("laps/again", seed=9))) == 3
 
 
+def test_a_change_behind_the_loop_makes_no_round_again(client, server):
+    assert rounds_of(client.follow(looped("laps/before", seed=16))) == 3
+    assert rounds_of(client.follow(looped("laps/behind", seed=16))) == 0
+    assert pictures(server, "laps/before") == pictures(server, "laps/behind") != {}
+
+
 def test_an_interrupt_in_the_second_round_leaves_nothing_behind_for_the_next_run(client, server):
     workflow = looped("laps/cut", seed=10, steps=12)
     settled, ended = 0, ""
@@ -140,6 +146,15 @@ def test_two_loops_in_a_row_go_on_with_the_same_run(client, server):
 def traffic(client: Client, workflow: dict[str, Any]) -> int:
     """Characters of JSON that a run sends to the browser."""
     return sum(len(json.dumps(data)) for kind, data in client.follow(workflow) if kind != "preview")
+
+
+def test_a_loop_comes_round_fifty_times_at_most(client, server):
+    workflow = looped("laps/cap", rounds=60, seed=15, steps=1)
+    workflow["budget"]["inputs"]["patience"] = 50
+    client.run(workflow)
+    assert len(pictures(server, "laps/cap")) == 50
+    stop = json.loads((server.output / "laps" / "cap_00001" / "trajectory.json").read_text())["stop_reason"]
+    assert stop == "the loop came round 50 times"
 
 
 def test_twenty_rounds_are_told_to_the_browser_in_a_few_megabytes(client):

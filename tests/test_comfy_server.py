@@ -171,6 +171,19 @@ def test_the_phases_as_nodes_give_the_same_pictures_as_the_loop_in_one_node(clie
         assert (found[0] / path).read_bytes() == (found[1] / path).read_bytes()
 
 
+def test_an_unrelated_node_that_changes_draws_nothing_again_and_another_seed_does(client):
+    def rounds(side: int, seed: int) -> int:
+        workflow = hurried("clvr_closed_loop", rounds=1)
+        nodes_of(workflow, "CLVRClosedLoop")[0]["inputs"] |= {"folder": "cached/run", "seed": seed}
+        inputs = {"width": side, "height": side, "batch_size": 1, "color": 0}
+        workflow["other"] = {"class_type": "EmptyImage", "inputs": inputs}
+        workflow["seen"] = {"class_type": "PreviewImage", "inputs": {"images": ["other", 0]}}
+        told = [data for kind, data in client.follow(workflow) if kind == "clvr.event"]
+        return sum(data["kind"] == "settled" for data in told)
+
+    assert [rounds(64, 91), rounds(65, 91), rounds(65, 92), rounds(66, 92)] == [1, 0, 1, 0]
+
+
 def test_an_interrupt_stops_the_drawing_within_a_second_and_keeps_what_was_complete(client, server, patient_model):
     workflow = with_model(api("clvr_closed_loop"), patient_model)
     nodes_of(workflow, "CLVRClosedLoop")[0]["inputs"]["folder"] = "cut/run"

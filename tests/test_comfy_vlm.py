@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from scripts.comfy import ROOT, ComfyError, Server
 
 from .comfy_fixtures import hurried, nodes_of
 from .tiny_vlm import make
+from .vlm_fixtures import completion, serving
 
 pytestmark = pytest.mark.comfy
 VLMS = ("CLVRVLMTransformers", "CLVRVLMFromCLIP")
@@ -60,3 +64,25 @@ def test_a_name_in_a_model_folder_is_found(client, server: Server, folder):
 def test_a_folder_that_is_not_there_is_named_with_a_remedy(client):
     with pytest.raises(ComfyError, match=r"There is no folder /nowhere/at/all.*name a hub id"):
         client.run(planned_by(model="/nowhere/at/all"))
+
+
+def test_a_server_is_sent_each_candidate_and_asked_for_the_form_and_the_certainty_of_its_answer(client):
+    def answer(body):
+        asked = re.findall(r"^- (\S+):", body["messages"][-1]["content"][-1]["text"], re.MULTILINE)
+        return completion(json.dumps({"results": [{"check": check, "answer": "yes"} for check in asked]}))
+
+    with serving(answer) as vlm:
+        workflow = hurried("clvr_closed_loop", rounds=1)
+        inputs = {"address": vlm.url, "model": "tiny", "seconds": 30, "retries": 0, "max_tokens": 64, "at_once": 2}
+        workflow["vlm"] = {"class_type": "CLVRVLMServer", "inputs": inputs}
+        nodes_of(workflow, "CLVRThinkingBudget")[0]["inputs"]["candidates"] = 3
+        nodes_of(workflow, "CLVRClosedLoop")[0]["inputs"] |= {"verifier": ["vlm", 1], "folder": "asked/server"}
+        client.run(workflow)
+    assert len(vlm.chats) == 6  # three candidates, on the goal's checks and on the step's own
+    pictures = [part["image_url"]["url"] for body in vlm.chats for part in body["messages"][-1]["content"][1:2]]
+    assert all(url.startswith("data:image/png;base64,") for url in pictures)
+    assert len(set(pictures)) == 3
+    for body in vlm.chats:
+        assert body["logprobs"] is True
+        assert body["response_format"]["type"] == "json_schema"
+    assert not any("authorization" in headers for _, headers, _ in vlm.requests)

@@ -159,6 +159,12 @@ def test_a_refused_key_is_said_at_once_and_never_shown(status, caplog, monkeypat
     assert not any(KEY in text for text in shown)
 
 
+def test_a_server_that_wants_a_key_is_answered_with_where_to_put_it():
+    with serving(complaint(401, "no key")) as server, pytest.raises(VLMSetupError, match="CLVR_VLM_API_KEY") as caught:
+        server.client().chat(HELLO)
+    assert "asks for an API key (401): no key" in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["two words-0123456789", "new\nline-0123456789", "schlüssel-0123456789"])
 def test_a_key_that_no_header_can_hold_is_refused_without_quoting_it(key):
     with pytest.raises(VLMSetupError) as caught:
