@@ -44,6 +44,10 @@ class HostError(ClvrError, RuntimeError):
     """The program that the pack runs in is too old for a part of it."""
 
 
+class PackageError(ClvrError, ImportError):
+    """A package that is needed is not installed, or too old."""
+
+
 class ImageError(ClvrError, ValueError):
     """An image cannot be read, or is larger than is safe to read."""
 

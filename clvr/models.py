@@ -7,11 +7,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import builtin
+from . import builtin, packages
 from .errors import ClvrError, MissingFileError, VLMError, VLMSetupError
 from .estimate import Setup
 from .jury import Jury, read_threshold
@@ -35,20 +34,6 @@ KLEIN = {
     "black-forest-labs/FLUX.2-klein-9B": "4 steps, non-commercial",
     "black-forest-labs/FLUX.2-klein-base-9B": "28 steps, non-commercial",
 }
-PACKAGES = {
-    "torch": (2, 6),
-    "transformers": (5, 18),
-    "diffusers": (0, 42),
-    "safetensors": (0, 5),
-    "accelerate": (1, 10),
-    "numpy": (1, 26),
-    "pillow": (11,),
-    "pydantic": (2, 9),
-    "httpx": (0, 27),
-    "tqdm": (4, 66),
-    "psutil": (5, 9),
-}
-"""Oldest versions that work, as in pyproject.toml."""
 START_A_VLM = (
     "Start one, for example `vllm serve Qwen/Qwen3-VL-8B-Instruct`, and add --vlm http://127.0.0.1:8000; "
     "or use --vlm builtin, which knows coloured shapes only."
@@ -109,7 +94,8 @@ class Choice:
 
 
 def load_generator(choice: Choice) -> Flux2Generator:
-    """Raises MissingFileError, WeightsError, SettingError."""
+    """Raises MissingFileError, WeightsError, SettingError, PackageError."""
+    packages.require("torch", "transformers", "diffusers")
     from .flux2.generator import Flux2Generator
 
     return Flux2Generator.load(
@@ -204,12 +190,14 @@ def _vlm_of(
 
 
 def load_client(choice: Choice) -> ChatClient:
-    """The VLM itself. Raises as `load_judges`."""
+    """The VLM itself. Raises as `load_judges`, and PackageError."""
     if choice.vlm.startswith(TRANSFORMERS):
+        packages.require("torch", "transformers")
         from .vlm.local import LocalClient
 
         folder, offload = choice.vlm.removeprefix(TRANSFORMERS), "auto" if choice.offload == "none" else "model"
         return LocalClient.load(folder, device=choice.device, dtype=choice.dtype, offload=offload)
+    packages.require("httpx", "pydantic")
     from .vlm import OpenAIClient
 
     return OpenAIClient(choice.vlm, choice.vlm_model or None, api_key(choice))
@@ -267,16 +255,10 @@ def hub_cache() -> Path:
 
 
 def _packages() -> Iterator[Finding]:
-    for name, oldest in PACKAGES.items():
-        wanted = ".".join(map(str, oldest))
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield Finding(f"package: {name}", False, f"not installed; pip install '{name}>={wanted}'")
-            continue
-        numbers = tuple(int(part) for part in version.split("+")[0].split(".")[: len(oldest)] if part.isdigit())
-        remedy = "" if numbers >= oldest else f" is too old; pip install '{name}>={wanted}'"
-        yield Finding(f"package: {name}", not remedy, version + remedy)
+    for name in packages.OLDEST:
+        lack = packages.lacking(name)
+        told = f"{lack}; pip install '{name}>={packages.wanted(name)}'" if lack else packages.version(name)
+        yield Finding(f"package: {name}", not lack, told)
 
 
 def _folder(name: str, path: Path, use: str) -> Finding:

@@ -205,6 +205,9 @@ class CLVRVLMServer(io.ComfyNode):
         cls, address: str, model: str, seconds: float, retries: int, max_tokens: int, at_once: int = AT_ONCE
     ) -> io.NodeOutput:
         from ..clvr.models import Choice, api_key, vouched
+        from ..clvr.packages import require
+
+        require("httpx", "pydantic")
         from ..clvr.vlm import ClientSettings, OpenAIClient, VLMController, VLMVerifier
         from .live import interrupted
 

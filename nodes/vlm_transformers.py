@@ -77,6 +77,9 @@ class CLVRVLMTransformers(io.ComfyNode):
         max_tokens: int,
         image_side: int,
     ) -> io.NodeOutput:
+        from ..clvr.packages import require
+
+        require("torch", "transformers")
         from ..clvr.vlm import VLMController, VLMVerifier
         from ..clvr.vlm.local import LocalClient, LocalSettings
         from .live import interrupted

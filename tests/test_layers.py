@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PURE = ["trajectory", "errors", "intervals", "budget", "ports", "events", "files", "context", "policies", "judging",
-        "loop", "state", "selecting", "journal", "byhand", "answers", "together",
+        "loop", "state", "selecting", "journal", "byhand", "answers", "together", "packages",
         "checklist/questions", "checklist/tidying", "checklist/text"]  # fmt: skip
 ADAPTERS = ("vlm", "flux2", "shapes", "judges")
 TORCH = (
