@@ -151,6 +151,10 @@ def test_the_panel_shows_a_run_as_it_happens_and_its_report(page, panel, server)
     panel.locator(".state.done").wait_for()
     assert panel.locator(".round").count() >= 1
     assert panel.locator(".round .mark.pass").count() >= 1
+    assert panel.locator(".round .reasoning p").first.text_content()
+    assert panel.locator(".round .pick").count() == 2 * panel.locator(".round").count()
+    assert panel.locator("svg.chart circle.dot").count() == panel.locator(".round").count() > 1
+    assert panel.get_by_text(re.compile(r"of 4, \d left")).is_visible()
     assert wide_enough(panel)
     face = panel.locator(".check details > summary").first
     face.focus()
