@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.comfy import PACK, ROOT, Client, ComfyError, Server
+from scripts.comfy import PACK, ROOT, Client, ComfyError
 
 from .comfy_fixtures import LOOPS, MORE_LOOPS, TEMPLATES, api, drawn, hurried, nodes_of, with_model
 
@@ -67,21 +67,11 @@ def test_every_node_is_registered(client):
     assert {name for name in info(client) if name.startswith("CLVR")} == NODES
 
 
-def test_the_pack_loads_without_a_complaint_in_less_than_a_third_of_a_second(server, tmp_path):
-    taken = import_seconds(server)
-    if taken >= 0.3:  # the machine's other work, or a collection of all of ComfyUI's garbage, may have fallen into it
-        with Server(tmp_path) as again:
-            taken = import_seconds(again)
-    assert taken < 0.3
-
-
-def import_seconds(server: Server) -> float:
-    """As ComfyUI tells it. Fails where the pack did not load well."""
+def test_the_pack_loads_without_a_complaint(server):
     log = server.log.read_text(encoding="utf-8", errors="replace")
     line = next(line for line in log.splitlines() if "seconds" in line and line.endswith("comfyui-clvr"))
     assert "IMPORT FAILED" not in line
     assert not ours(log.split("Starting server")[0])
-    return float(line.split("seconds")[0].split()[-1])
 
 
 def ours(log: str) -> list[str]:
