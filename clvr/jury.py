@@ -42,8 +42,12 @@ class Jury:
             vlm = CalibratedVerifier(vlm, read_threshold(self.threshold))
         opinions = [name for name in self.judges if not _is_witness(name)] or [VLM]
         judges = [vlm if name == VLM else other(name) for name in opinions]
-        witnesses = [_witness(name, device) for name in self.judges if _is_witness(name)]
         judge = judges[0] if len(judges) == 1 else self._panel(judges, opinions)
+        return self.beside(judge, device)
+
+    def beside(self, judge: Verifier, device: str = "auto") -> Verifier:
+        """A judge with the witnesses beside it. Raises what they raise as `seated` does."""
+        witnesses = [_witness(name, device) for name in self.judges if _is_witness(name)]
         if not witnesses:
             return judge
         from .judges import Witnessed
@@ -55,7 +59,7 @@ class Jury:
 
         agreement, _, weights = self.agreement.partition("=")
         here = any(name.startswith("transformers:") for name in names)
-        return Panel(judges, cast("Agreement", agreement), _numbers(weights, self.agreement), concurrent=not here)
+        return Panel(judges, cast("Agreement", agreement), read_weights(weights), concurrent=not here)
 
 
 def read_threshold(text: str) -> Thresholds:
@@ -69,6 +73,14 @@ def read_threshold(text: str) -> Thresholds:
     if len(numbers) > 2:
         raise SettingError(f"{text!r} is no threshold.", "Give one number, two, or a file of clvr calibrate.")
     return Thresholds(numbers[0], numbers[-1])
+
+
+def read_weights(text: str) -> tuple[float, ...]:
+    """'2,1'; none for ''. Raises SettingError."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise SettingError(f"{text!r} is no list of weights.", "Write a number a judge, as in weighted=2,1.") from None
 
 
 def _is_witness(name: str) -> bool:
@@ -95,10 +107,3 @@ def _witness(name: str, device: str) -> Verifier:
     from .judges.detector import DetectorVerifier, TransformersDetector
 
     return DetectorVerifier(TransformersDetector(Path(rest).expanduser(), device))
-
-
-def _numbers(text: str, whole: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise SettingError(f"{whole!r} is no agreement.", "Write all, majority, or weighted=2,1.") from None

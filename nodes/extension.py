@@ -11,6 +11,7 @@ class ClvrExtension(ComfyExtension):
             budget,
             checklist,
             conditioning,
+            judges,
             loop,
             loops,
             merging,
@@ -28,6 +29,7 @@ class ClvrExtension(ComfyExtension):
         panel.register()
         return [
             *drawing,
+            *judges.NODES,
             *budget.NODES,
             *loop.NODES,
             *loops.NODES,

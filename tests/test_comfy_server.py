@@ -19,16 +19,19 @@ from .comfy_fixtures import LOOPS, MORE_LOOPS, TEMPLATES, api, drawn, hurried, n
 pytestmark = [pytest.mark.comfy, pytest.mark.xdist_group("comfy")]
 
 NODES = {
+    "CLVRCalibratedJudge",
     "CLVRChecklist",
     "CLVRClosedLoop",
     "CLVRConditioning",
     "CLVRControllerBuiltin",
+    "CLVREvidence",
     "CLVRExportTrajectory",
     "CLVRFinish",
     "CLVRGenerate",
     "CLVRGeneratorBuiltin",
     "CLVRGeneratorDiffusers",
     "CLVRGeneratorNative",
+    "CLVRJudges",
     "CLVRLoadTrajectory",
     "CLVRLoopEnd",
     "CLVRLoopStart",
