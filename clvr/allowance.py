@@ -2,7 +2,8 @@
 
 One call of the loop may be several requests to a VLM: a judge's batches, a reply that is repaired, two images
 compared in both orders. The loop grants what is left; whoever makes the requests asks for leave before each one
-and tells what it took, so that no limit is passed by more than one request."""
+and tells what it took, so that no limit is passed by more than the requests under way: one, or those that a server is
+sent at the same time."""
 
 from __future__ import annotations
 
