@@ -86,6 +86,12 @@ class Budget:
             changes[name] = _number(name, value, optional="None" in str(fields[name].type))
         return dataclasses.replace(base or cls(), **changes)  # type: ignore[arg-type]
 
+    @property
+    def name(self) -> str:
+        """The preset that it is, apart from limits that no preset sets; '' for none."""
+        bare = dataclasses.replace(self, nfe=None, seconds=None, vlm_calls=None, tokens=None)
+        return next((name for name in PRESETS if Budget.preset(name) == bare), "")
+
     def exhausted(self, spent: Cost, steps: int, elapsed: float) -> str:
         """Why no further round may start, or ''. `elapsed` is the run's time in seconds."""
         if steps >= self.steps:

@@ -143,7 +143,8 @@ def present(run: Run, folder: Path, metadata: Mapping[str, str]) -> Path:
 def report(run: Run, folder: Path) -> Path:
     """Write the run as one page; its path."""
     trajectory = run.state.trajectory
-    info = RunInfo(run.state.settings.budget, run.models, trajectory.cost.total_seconds)
+    asked = run.state.settings
+    info = RunInfo(asked.budget, run.models, trajectory.cost.total_seconds, asked.policy)
     write_report(trajectory, run.images, folder / REPORT, settings=info)
     return folder / REPORT
 

@@ -8,6 +8,7 @@ from clvr.budget import Budget
 from clvr.ports import Album
 from clvr.report import RunInfo, candidate_label
 from clvr.trajectory import (
+    Brief,
     Candidate,
     Check,
     CheckVerdict,
@@ -153,6 +154,7 @@ def _step_three():
         "The last edit redrew everything. I go back to round 2 and ask for the triangle alone, keeping the rest.",
         "add a green triangle at the bottom right, keep everything else",
         (generated(1),),
+        brief=Brief((CHECKS[-1].id,), "rephrase"),
     )
     return Step(3, decision, (Candidate(41, None, seen), Candidate(42, None, None)), 0, True, _cost(0.6, 6.2, 112))
 
@@ -184,4 +186,5 @@ def info():
         Budget(steps=8, candidates=3, nfe=600, vlm_calls=40),
         {"controller": "shapes rules", "generator": "built-in klein, 64 px", "verifier": "measuring"},
         elapsed=27.4,
+        policy="director",
     )

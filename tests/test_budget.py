@@ -74,6 +74,13 @@ def test_a_preset_stands_first_and_is_one_of_three(text):
         Budget.preset("quick")
 
 
+def test_a_budget_knows_the_preset_that_it_was_made_from_whatever_else_limits_it():
+    for name in PRESETS:
+        assert Budget.preset(name).name == Budget.parse(f"{name},nfe=400,seconds=9,vlm_calls=3,tokens=9").name == name
+        assert not Budget.parse(f"{name},patience=9").name
+    assert not Budget().name
+
+
 def test_each_preset_allows_at_least_what_the_one_before_it_does():
     def allowed(budget):
         at_once = min(budget.batch or budget.candidates, budget.candidates)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clvr import journal, report
+from clvr.budget import Budget
 from clvr.errors import RunFolderError
 from clvr.journal import Header
 from clvr.ports import Album
@@ -118,6 +119,24 @@ def test_budget_stop_reason_cost_and_models_are_told(tmp_path):
     assert "built-in klein, 64 px" in text
     assert "draw 21.7 s" in text
     assert "The circles and the square were lost" in text
+
+
+def test_a_round_tells_what_the_policy_asked_of_it(tmp_path):
+    trajectory, images = example()
+    page = page_of(tmp_path, trajectory, images, info())
+    assert len(page.having("brief")) == 1
+    told = page.text.split("The policy asked for ")[1]
+    assert told.startswith(f"in other words {len(CHECKS)} {CHECKS[-1].question} The last edit")
+
+
+def test_the_policy_and_the_preset_are_told(tmp_path):
+    trajectory, images = example()
+    named = dataclasses.replace(info(), budget=Budget.parse("balanced,nfe=600"))
+    text = page_of(tmp_path, trajectory, images, named).text
+    assert "Asked for: policy director, budget balanced, 2 candidates a round" in text
+    assert "Policy director Seed 7" in text
+    plain = page_of(tmp_path, trajectory, images, dataclasses.replace(info(), policy="")).text
+    assert "Asked for: 3 candidates a round" in plain
 
 
 def test_rolled_back_and_best_rounds_are_marked(tmp_path):

@@ -43,7 +43,8 @@ def at(seen, kind, nth=0):
 
 def test_each_phase_of_a_round_is_told():
     _, seen, watch = watched()
-    assert at(seen, events.Planned)["round"]["instruction"] == "a grey"
+    planned = at(seen, events.Planned)["round"]
+    assert (planned["instruction"], planned["tactic"]) == ("a grey", "")
     assert (at(seen, events.Drawing, 1)["round"]["done"], at(seen, events.Drawing, 1)["round"]["of"]) == (2, 2)
     assert [c["image"] for c in at(seen, events.Drawn)["round"]["candidates"]] == ["IMG_GEN_0/0"]
     assert at(seen, events.Judged)["round"]["candidates"][0]["score"] == 0.25
@@ -54,6 +55,13 @@ def test_each_phase_of_a_round_is_told():
     assert set(watch.images) == {"IMG_GEN_0/0", "IMG_GEN_1/0"}
     watch.forget(1)
     assert set(watch.images) == {"IMG_GEN_0/0"}
+
+
+def test_the_policy_s_tactic_is_told():
+    ports = Ports(FakeController([]), FakeGenerator([60]), FakeVerifier())
+    watch = Watch()
+    loop.run(GOAL, [], ports, Settings(Budget(steps=1), "one-shot", SIZE), 3, watch.listen)
+    assert watch.json()["steps"][0]["tactic"] == "one-shot"
 
 
 def test_the_pictures_of_round_ten_are_not_those_of_round_one():

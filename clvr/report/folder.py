@@ -26,5 +26,5 @@ def write_folder(record: Record) -> None:
         record.album()  # names the damaged file
     save_final(pictures[trajectory.best.label], folder / "final.png", trajectory=trajectory, models=models)
     save_png(contact_sheet(trajectory, pictures), folder / "sheet.png")
-    info = RunInfo(record.header.budget, models, trajectory.cost.total_seconds)
+    info = RunInfo(record.header.budget, models, trajectory.cost.total_seconds, record.header.policy)
     write_report(trajectory, pictures, folder / "report.html", settings=info)

@@ -156,7 +156,9 @@ def _budget(run: _Run) -> Markup:
     ]
     rule = NOTHING
     if given:
+        named = (("policy", run.info.policy), ("budget", given.name))
         facts = (
+            *(f"{what} {name}" for what, name in named if name),
             f"{given.candidates} candidate{'s' if given.candidates > 1 else ''} a round",
             f"the whole checklist every {_rounds(given.verify_every)}",
             f"goal reached at {percent(given.threshold)}",
@@ -309,6 +311,7 @@ def _cost_row(name: str, cost: Cost, longest: float) -> Markup:
 
 def _colophon(run: _Run) -> Markup:
     facts = [(role.capitalize(), name) for role, name in run.info.models.items() if name]
+    facts += [("Policy", run.info.policy)] if run.info.policy else []
     facts.append(("Seed", str(run.trajectory.seed)))
     listed = [el("div", el("dt", name), el("dd", value)) for name, value in facts]
     made = el("p", "Pictures on this page were made by a generative model.")

@@ -25,11 +25,12 @@ _THUMB = 160
 @dataclass(frozen=True)
 class RunInfo:
     """What a trajectory does not know about its run: the budget, model names by role ("controller",
-    "generator", "verifier"), and wall time in seconds. What is not given is not shown."""
+    "generator", "verifier"), wall time in seconds, and the policy's name. What is not given is not shown."""
 
     budget: Budget | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     elapsed: float | None = None
+    policy: str = ""
 
 
 def candidate_label(step: int, candidate: int) -> str:

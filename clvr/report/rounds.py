@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..trajectory import (
+    Brief,
     Check,
     CheckVerdict,
     Decision,
     Evidence,
     Outcome,
     Step,
+    Tactic,
     Trajectory,
     Usage,
     Verdict,
@@ -22,6 +24,13 @@ from .markup import NOTHING, Markup, el, join
 from .pictures import Picture, Pictures
 
 ACTIONS = {"generate": "Draw", "edit": "Edit", "stop": "Stop"}
+TACTICS: Mapping[Tactic, str] = {
+    "one-shot": "the whole goal at once",
+    "edit": "an edit",
+    "rephrase": "in other words",
+    "split": "one thing alone",
+    "redraw": "a new picture",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ def round_section(trajectory: Trajectory, step: Step, pictures: Pictures) -> Mar
     best = trajectory.best is step
     content = el(
         "div",
-        el("div", _prose(step.decision, pictures), class_="prose"),
+        el("div", _brief(trajectory.goal.checks, step.decision.brief), _prose(step.decision, pictures), class_="prose"),
         _picks(trajectory, step, pictures),
         el("div", *_figures(trajectory, step, pictures), class_="stage"),
         el("div", *_all_checks(trajectory, step), class_="checks"),
@@ -103,6 +112,20 @@ def _score(trajectory: Trajectory, step: Step) -> Markup:
         kind = "up" if points > 0 else "down" if points < 0 else "same"
         change = el("span", f"{points:+d}" if points else "±0", class_=f"change {kind}", title="Change in points")
     return el("span", percent(score), change, class_="score")
+
+
+def _brief(checks: Sequence[Check], brief: Brief) -> Markup:
+    """What the policy had asked for: how, and which checks of the goal."""
+    about = [
+        el("li", el("span", i, class_="number"), el("span", check.question, dir="auto"))
+        for i, check in enumerate(checks, 1)
+        if check.id in brief.checks
+    ]
+    if not about and not brief.tactic:
+        return NOTHING
+    how = el("span", TACTICS[brief.tactic], class_="tactic") if brief.tactic else NOTHING
+    listed = el("ul", *about) if about else NOTHING
+    return el("div", el("span", "The policy asked for", class_="label"), how, listed, class_="brief")
 
 
 def _prose(decision: Decision, pictures: Pictures) -> Markup:
@@ -252,7 +275,7 @@ def _check(row: Row) -> Markup:
 
 def _ruling(row: Row) -> str:
     """Who overruled whom: the evidence of several begins with the line that decided."""
-    evidence = row.result.evidence if row.result else ()
+    evidence: Sequence[Evidence] = row.result.evidence if row.result else ()
     lost = list(dict.fromkeys(e.judge for e in evidence if e.overruled))
     return f"{evidence[0].judge} overruled {', '.join(lost)}."
 

@@ -178,6 +178,7 @@ def _told(index: int, decision: Decision, notes: Sequence[str]) -> dict[str, Any
     return {
         "index": index,
         "action": decision.action,
+        "tactic": decision.brief.tactic,
         "reasoning": _clip(decision.reasoning),
         "instruction": _clip(decision.instruction),
         "references": list(decision.references),

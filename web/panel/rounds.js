@@ -30,12 +30,18 @@ function heading(round, dropped, live) {
   return h(
     "header",
     {},
-    h("h3", {}, say("round", { n: round.index + 1 }), h("span", { class: "action" }, named("action", round.action))),
+    h("h3", {}, say("round", { n: round.index + 1 }), h("span", { class: "action" }, doing(round))),
     round.best && badge("top", "star", say("best")),
     dropped && badge("back", "back", say("back")),
     round.hand === "kept" && badge("hand", "pass", say("hand")),
     live ? null : h("span", { class: "score", title: say("share") }, percent(round.score)),
   );
+}
+
+function doing({ action, tactic }) {
+  const words = [named("action", action)];
+  if (tactic && tactic !== action) words.push(named("tactic", tactic));
+  return words.join(" · ");
 }
 
 function reasoning(round) {
