@@ -252,7 +252,8 @@ def stopped(state: State) -> str:
     best = trajectory.best
     sure = _sure_score(trajectory, best) if best and best.hand != "dropped" else 0.0
     if sure >= budget.threshold:
-        return f"the score {sure:.3g} reaches the threshold of {budget.threshold:g}"
+        enough = f"the score of {sure:.3g} reaches the {budget.threshold:g} that was asked for"
+        return "every check of the goal passes" if sure >= 1 else enough
     idle = _steps_without_rise(trajectory)
     if idle >= budget.patience:
         return f"{idle} steps in a row did not raise the best score"

@@ -78,7 +78,7 @@ def test_a_check_added_to_a_verdict_is_judged_at_once_on_every_picture_and_asked
     assert judged[2].candidates[0].active.outcome("c5") == "fail"
     assert state.trajectory.steps[0].winner.active.outcome("c5") == "fail"
     assert [state.trajectory.score(s) for s in state.trajectory.steps] == [0.2, 0.8, 1.0]
-    assert "threshold" in state.trajectory.stop_reason
+    assert state.trajectory.stop_reason == "every check of the goal passes"
 
 
 def test_a_check_added_to_a_plan_is_judged_from_then_on():

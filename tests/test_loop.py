@@ -52,11 +52,13 @@ def names(heard):
 def test_the_loop_stops_as_soon_as_every_check_passes():
     state = run(ports([100, 160, 250]))
     assert scores(state) == [0.5, 0.75, 1.0]
-    assert "reaches the threshold of 1" in state.trajectory.stop_reason
+    assert state.trajectory.stop_reason == "every check of the goal passes"
 
 
 def test_a_lower_threshold_stops_earlier():
-    assert scores(run(ports([100, 160, 250]), Budget(threshold=0.7))) == [0.5, 0.75]
+    state = run(ports([100, 160, 250]), Budget(threshold=0.7))
+    assert scores(state) == [0.5, 0.75]
+    assert state.trajectory.stop_reason == "the score of 0.75 reaches the 0.7 that was asked for"
 
 
 def test_the_result_is_the_best_step_and_not_the_last():

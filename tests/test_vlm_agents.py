@@ -311,7 +311,7 @@ def test_a_whole_run_over_http_ends_when_the_checklist_passes():
     assert run.goal.checks == (DOG, RED)
     assert [s.decision.action for s in run.steps] == ["generate", "edit"]
     assert [run.score(s) for s in run.steps] == [0.5, 1.0]
-    assert "reaches the threshold" in run.stop_reason
+    assert run.stop_reason == "every check of the goal passes"
     assert run.cost.usage == Usage(8, 56, 24)
     assert Trajectory.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
