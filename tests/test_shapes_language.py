@@ -122,6 +122,8 @@ def test_other_ways_of_asking_for_an_edit(text: str, edit: Edit) -> None:
     [
         ("a violet circle", "'purple'"),
         ("a red cricle", "'circle'"),
+        ("a portrait of my aunt", "It knows circle, square"),
+        ("a watercolour of a harbour", "It knows circle, square"),
         ("a red ball", "'circle'"),
         ("an astronaut on a horse", "circle, square, triangle, cross"),
         ("seven circles", "one to six"),

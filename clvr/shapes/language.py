@@ -386,7 +386,7 @@ class _Instruction(_Reader):
 
 
 def _nearest(word: str) -> str:
-    meant = _MEANT.get(word) or next(iter(difflib.get_close_matches(word, _TELLING, 1, 0.6)), None)
+    meant = _MEANT.get(word) or next(iter(difflib.get_close_matches(word, _TELLING, 1, 0.75)), None)
     if meant:
         return f"The nearest it knows is '{meant}'."
     return f"It knows {', '.join(SHAPES)} in {', '.join(COLORS)}, {' and '.join((SIZES[0], SIZES[2]))}."
