@@ -260,7 +260,7 @@ def _check(row: Row) -> Markup:
     evidence = row.result.evidence if row.result else ()
     notes = [_said(e) for e in evidence if e.note or e.judge]
     if any(e.overruled for e in evidence):
-        notes.insert(0, el("span", _ruling(row), class_="said ruling"))
+        notes.insert(0, el("span", _ruling(evidence), class_="said ruling"))
     if row.outcome == "skipped" and row.above:
         notes.append(el("span", f"Not asked, because check {row.above} does not hold.", class_="said"))
     question = el("span", el("span", row.check.question, dir="auto", class_="question"), *notes, class_="text")
@@ -273,9 +273,8 @@ def _check(row: Row) -> Markup:
     return el("details", face, _more(row), class_=f"check {row.outcome} {row.key}{located}")
 
 
-def _ruling(row: Row) -> str:
+def _ruling(evidence: Sequence[Evidence]) -> str:
     """Who overruled whom: the evidence of several begins with the line that decided."""
-    evidence: Sequence[Evidence] = row.result.evidence if row.result else ()
     lost = list(dict.fromkeys(e.judge for e in evidence if e.overruled))
     return f"{evidence[0].judge} overruled {', '.join(lost)}."
 
