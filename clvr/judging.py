@@ -8,10 +8,11 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from . import ports
 from .allowance import Allowance, grant
 from .budget import Budget
 from .errors import VLMError
-from .ports import Comparer, Crowded, Preference, Verifier
+from .ports import Preference, Verifier
 from .together import together
 from .trajectory import Check, CheckVerdict, Cost, Evidence, Goal, Usage, Verdict
 
@@ -30,7 +31,6 @@ class Bench:
     verifier: Verifier
     budget: Budget
     spent: Cost
-    comparer: Comparer | None = None
     free: bool = False
     """Whether the verifier is known to answer without a VLM, so that the limit on calls is not its own."""
     cost: Cost = field(default_factory=Cost)
@@ -42,7 +42,7 @@ class Bench:
 
     def judge_each(self, jobs: Sequence[Job]) -> list[Verdict | None]:
         """One verdict a job, None as in `judge`; several at a time where the verifier allows it."""
-        at_once = self.verifier.at_once if isinstance(self.verifier, Crowded) else 1
+        at_once = ports.at_once(self.verifier)
         verdicts: list[Verdict | None] = []
         for start in range(0, len(jobs), at_once):
             verdicts += self._judge_together(jobs[start : start + at_once])
@@ -75,12 +75,13 @@ class Bench:
 
     def prefer(self, first: Image, second: Image, goal: Goal, references: Sequence[Image]) -> float | None:
         """The probability that the first image is better; None where nobody could tell, or might be asked."""
-        if self.comparer is None or self._forbidden():
+        comparer = ports.comparer(self.verifier)
+        if comparer is None or self._forbidden():
             return None
         began = perf_counter()
         with grant(self.budget, self.spent + self.cost) as granted:
             try:
-                preference = self.comparer.prefer(first, second, goal, references)
+                preference = comparer.prefer(first, second, goal, references)
             except VLMError as error:
                 self._note(f"not compared: {error}")
                 preference = Preference(None, granted.made)

@@ -34,7 +34,7 @@ from .events import (
 )
 from .images import to_rgb
 from .policies import Means, find_policy
-from .ports import Album, Comparer, Controller, DrawProgress, Generator, Verifier, release
+from .ports import Album, Controller, DrawProgress, Generator, Verifier, release
 from .ports import Drawing as Pictures
 from .selecting import charged, judge, judge_further, open_bench, passes, propose
 from .state import Pending, Ports, Settings, State
@@ -63,10 +63,10 @@ def proceed(state: State, ports: Ports, listen: Listener = ignore) -> State:
         while not stopped(state):
             state = plan(state, ports.controller, listen)
             state = draw(state, ports.generator, listen)
-            state = verify(state, ports.verifier, listen, ports.comparer)
+            state = verify(state, ports.verifier, listen)
         return finish(state, listen=listen)
     finally:
-        release(ports.controller, ports.generator, ports.verifier, ports.comparer)
+        release(ports.controller, ports.generator, ports.verifier)
 
 
 def start(
@@ -202,13 +202,7 @@ def receive(state: State, drawing: Pictures, listen: Listener = ignore) -> State
     return _take(state, pending, drawing, seeds, listen)
 
 
-def verify(
-    state: State,
-    verifier: Verifier,
-    listen: Listener = ignore,
-    comparer: Comparer | None = None,
-    settle: bool = False,
-) -> State:
+def verify(state: State, verifier: Verifier, listen: Listener = ignore, settle: bool = False) -> State:
     """Judge the candidates and settle the step: it becomes the canvas, or is rolled back. Where the round may draw
     more and none has passed, the step stays open, unless it is to `settle` now. After a decision to stop: judge the
     canvas if that never happened, and stop."""
@@ -219,7 +213,7 @@ def verify(
         return state if state.stop else _conclude(state, verifier, listen)
     if not pending.images:
         return state
-    bench = open_bench(state, verifier, comparer)
+    bench = open_bench(state, verifier)
     state = catch_up(state, bench, listen)
     pending = judge(state, pending, bench)
     judged = dataclasses.replace(state, pending=charged(pending, bench))

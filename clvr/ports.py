@@ -130,6 +130,11 @@ class Crowded(Protocol):
     def at_once(self) -> int: ...
 
 
+def at_once(verifier: Verifier) -> int:
+    """How many images it may be asked about at the same time."""
+    return verifier.at_once if isinstance(verifier, Crowded) else 1
+
+
 @dataclass(frozen=True)
 class Preference:
     """Which of two images satisfies a goal better. `first`: the probability in [0, 1] that it is the first; 0.5
@@ -151,6 +156,18 @@ class Comparer(Protocol):
         """Asked in both orders: an answer that changes with the order is a tie. `references` are the user's
         images. A failed call is unjudged; only a broken set-up raises."""
         ...
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A verifier that brings along who compares two images."""
+
+    @property
+    def comparer(self) -> Comparer | None: ...
+
+
+def comparer(verifier: Verifier) -> Comparer | None:
+    return verifier.comparer if isinstance(verifier, Comparing) else None
 
 
 @dataclass(frozen=True)

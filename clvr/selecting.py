@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .byhand import further
 from .judging import Bench
 from .policies import Ruling, find_policy
-from .ports import Comparer, Verifier
+from .ports import Verifier
 from .state import Pending, State
 from .trajectory import Candidate, Check, Step, Verdict
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def open_bench(state: State, verifier: Verifier, comparer: Comparer | None = None) -> Bench:
+def open_bench(state: State, verifier: Verifier) -> Bench:
     verdicts = [c.active or c.passive for s in state.trajectory.steps for c in s.candidates]
     free = any(v.usage.calls == 0 for v in verdicts if v)
-    return Bench(verifier, state.settings.budget, state.spent, comparer, free)
+    return Bench(verifier, state.settings.budget, state.spent, free)
 
 
 def judge(state: State, pending: Pending, bench: Bench) -> Pending:
@@ -80,8 +80,6 @@ def propose(state: State, pending: Pending, bench: Bench) -> tuple[Step, tuple[s
 
 def _by_comparison(state: State, pending: Pending, bench: Bench, chosen: int) -> int:
     """Of candidates whose verdicts leave them even, the one that wins pair by pair; the first on a tie."""
-    if bench.comparer is None:
-        return chosen
     rivals = [n for n, c in enumerate(pending.candidates) if n != chosen and _even(c, pending.candidates[chosen])]
     for rival in rivals:
         better = bench.prefer(pending.images[rival], pending.images[chosen], state.trajectory.goal, _given(state))
@@ -93,7 +91,7 @@ def _by_comparison(state: State, pending: Pending, bench: Bench, chosen: int) ->
 def _against_canvas(state: State, pending: Pending, bench: Bench, chosen: int, ruling: Ruling) -> Ruling:
     """A drawing that scores as the canvas does is kept only if it is not worse side by side."""
     canvas, candidate = state.trajectory.canvas, pending.candidates[chosen]
-    if bench.comparer is None or canvas is None or not ruling.accepted:
+    if canvas is None or not ruling.accepted:
         return ruling
     checks = state.trajectory.goal.checks
     if candidate.active is None or candidate.active.score(checks) != state.trajectory.score(canvas):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .budget import Budget
-from .ports import Album, Comparer, Controller, Generator, Size, Verifier
+from .ports import Album, Controller, Generator, Size, Verifier
 from .trajectory import Candidate, Cost, Decision, Trajectory
 
 if TYPE_CHECKING:
@@ -24,12 +24,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ports:
-    """Who plans, who draws, who judges; `comparer` settles what scores leave even."""
+    """Who plans, who draws, who judges."""
 
     controller: Controller
     generator: Generator
     verifier: Verifier
-    comparer: Comparer | None = None
 
 
 @dataclass(frozen=True)

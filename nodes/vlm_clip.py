@@ -50,7 +50,7 @@ class CLVRVLMFromCLIP(io.ComfyNode):
         from ..clvr.vlm import VLMController, VLMVerifier
 
         client = of(clip, max_tokens, image_side)
-        return io.NodeOutput(Cast(VLMController(client)), Cast(VLMVerifier(client)))
+        return io.NodeOutput(Cast(VLMController(client)), Cast(VLMVerifier(client, compare=True)))
 
 
 def of(clip: Any, max_tokens: int, image_side: int) -> EncoderClient:  # noqa: ANN401

@@ -89,7 +89,8 @@ class CLVRVLMTransformers(io.ComfyNode):
         residence = Residence(weights.managed, offload == "always")
         client = LocalClient(weights.qwen, residence, settings, interrupted)
         options = {"vlm": f"transformers:{model}"}
-        return io.NodeOutput(Cast(VLMController(client), options), Cast(VLMVerifier(client, logprobs=True)))
+        verifier = VLMVerifier(client, logprobs=True, compare=True)
+        return io.NodeOutput(Cast(VLMController(client), options), Cast(verifier))
 
 
 def folder(model: str) -> str:

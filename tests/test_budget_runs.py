@@ -148,8 +148,9 @@ def clocks():
 
 
 def cast(world, stops=False, compares=False, greys=()):
-    comparer = Comparer(world) if compares else None
-    return Ports(Planner(world, stops), Painter(list(greys), world=world), Judge(world=world), comparer)
+    judge = Judge(world=world)
+    judge.comparer = Comparer(world) if compares else None
+    return Ports(Planner(world, stops), Painter(list(greys), world=world), judge)
 
 
 def run(patch, world, budget, policy="clvr", seed=0, listen=lambda event: None, **ports):

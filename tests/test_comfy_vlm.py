@@ -67,8 +67,13 @@ def test_a_folder_that_is_not_there_is_named_with_a_remedy(client):
 
 
 def test_a_server_is_sent_each_candidate_and_asked_for_the_form_and_the_certainty_of_its_answer(client):
+    def questions(body):
+        return re.findall(r"^- (\S+):", body["messages"][-1]["content"][-1].get("text", ""), re.MULTILINE)
+
     def answer(body):
-        asked = re.findall(r"^- (\S+):", body["messages"][-1]["content"][-1]["text"], re.MULTILINE)
+        asked = questions(body)
+        if not asked:
+            return completion('{"reason": "They look alike.", "better": "tie"}')
         return completion(json.dumps({"results": [{"check": check, "answer": "yes"} for check in asked]}))
 
     with serving(answer) as vlm:
@@ -78,8 +83,12 @@ def test_a_server_is_sent_each_candidate_and_asked_for_the_form_and_the_certaint
         nodes_of(workflow, "CLVRThinkingBudget")[0]["inputs"]["candidates"] = 3
         nodes_of(workflow, "CLVRClosedLoop")[0]["inputs"] |= {"verifier": ["vlm", 1], "folder": "asked/server"}
         client.run(workflow)
-    assert len(vlm.chats) == 6  # three candidates, on the goal's checks and on the step's own
-    pictures = [part["image_url"]["url"] for body in vlm.chats for part in body["messages"][-1]["content"][1:2]]
+    judged = [body for body in vlm.chats if questions(body)]
+    assert len(judged) == 6  # three candidates, on the goal's checks and on the step's own
+    assert (
+        len(vlm.chats) - len(judged) == 4
+    )  # even verdicts: two rivals side by side, both ways
+    pictures = [part["image_url"]["url"] for body in judged for part in body["messages"][-1]["content"][1:2]]
     assert all(url.startswith("data:image/png;base64,") for url in pictures)
     assert len(set(pictures)) == 3
     for body in vlm.chats:

@@ -433,11 +433,12 @@ def test_a_stop_between_two_batches_settles_what_is_drawn():
 
 
 class Scripted:
-    """A comparer that prefers what it is told to."""
+    """A verifier that also compares, and prefers what it is told to."""
 
     name = "scripted"
 
-    def __init__(self, first):
+    def __init__(self, verifier, first):
+        self.judge, self.comparer = verifier.judge, self
         self.first, self.asked = first, 0
 
     def prefer(self, first, second, goal, references=()):
@@ -446,8 +447,9 @@ class Scripted:
 
 
 def compared(first, greys, **budget):
-    comparer = Scripted(first)
-    given = dataclasses.replace(ports(greys), comparer=comparer)
+    given = ports(greys)
+    comparer = Scripted(given.verifier, first)
+    given = dataclasses.replace(given, verifier=comparer)
     return loop.run(GOAL, [], given, Settings(Budget(**budget))).trajectory, comparer
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import ports
 from ..errors import FormatError, MissingFileError, SettingError
-from ..ports import Verifier, release
+from ..ports import Comparer, Verifier, release
 from ..trajectory import Check, CheckVerdict, Evidence, Outcome, Verdict
 from .seats import Statement, ruled
 
@@ -71,6 +72,14 @@ class CalibratedVerifier:
     def name(self) -> str:
         low, high = self._thresholds.low, self._thresholds.high
         return f"{self._inner.name}, yes from {high:.3g}" + (f", no below {low:.3g}" if low < high else "")
+
+    @property
+    def at_once(self) -> int:
+        return ports.at_once(self._inner)
+
+    @property
+    def comparer(self) -> Comparer | None:
+        return ports.comparer(self._inner)
 
     def release(self) -> None:
         release(self._inner)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
+from .. import ports
 from ..errors import SettingError, VLMConnectionError, VLMError, VLMSetupError
 from ..ports import Comparer, Preference, Verifier, release
 from ..together import together
@@ -39,10 +40,15 @@ class Panel:
         self._seats = [Seat(member) for member in members]
         self._agreement: Agreement = agreement
         self._concurrent = concurrent
+        self.comparer = _comparing(members, self._weights)
 
     @property
     def name(self) -> str:
         return f"panel ({self._agreement}): {', '.join(seat.name for seat in self._seats)}"
+
+    @property
+    def at_once(self) -> int:
+        return min(ports.at_once(seat.verifier) for seat in self._seats)
 
     def release(self) -> None:
         release(*(seat.verifier for seat in self._seats))
@@ -127,6 +133,13 @@ def weighted_mean(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Of (weight, value); None where nothing has weight."""
     total = sum(weight for weight, _ in pairs)
     return sum(weight * value for weight, value in pairs) / total if total > 0 else None
+
+
+def _comparing(members: Sequence[Verifier], weights: Sequence[float]) -> ComparerPanel | None:
+    """Those members that can compare and have a weight."""
+    found = [(ports.comparer(member), weight) for member, weight in zip(members, weights, strict=True)]
+    able = [(comparer, weight) for comparer, weight in found if comparer and weight]
+    return ComparerPanel([comparer for comparer, _ in able], [weight for _, weight in able]) if able else None
 
 
 def _checked(members: Sequence[object], agreement: str, weights: Sequence[float]) -> list[float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..ports import Verifier, release
+from .. import ports
+from ..ports import Comparer, Verifier, release
 from ..trajectory import Check, CheckVerdict, Verdict
 from .seats import Seat, Statement, raw_replies, ruled
 
@@ -28,6 +29,10 @@ class Witnessed:
     @property
     def name(self) -> str:
         return f"{self._judge.name} with {', '.join(seat.name for seat in self._witnesses)}"
+
+    @property
+    def comparer(self) -> Comparer | None:
+        return ports.comparer(self._judge.verifier)
 
     def release(self) -> None:
         release(self._judge.verifier, *(seat.verifier for seat in self._witnesses))

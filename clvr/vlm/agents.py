@@ -25,6 +25,7 @@ from . import replies, templates
 from .asking import ask, usable
 from .certainty import probabilities
 from .chat import ChatClient, Message, Reply
+from .compare import VLMComparer
 from .listing import make_checklist
 
 if TYPE_CHECKING:
@@ -138,12 +139,20 @@ _SAID: dict[Outcome, str] = {
 class VLMVerifier:
     """Judges with a VLM. `batch`: questions a call, None for all at once. `logprobs` asks the server for the
     certainty behind each answer. `at_once`: images that may be judged at the same time, for clients that several
-    threads may use.
+    threads may use. `compare`: it also compares two images, where verdicts leave them even.
 
     A call that fails leaves its checks unjudged, with the reason. Only before the first call that succeeded
     does a wrong address, a refused key or an unknown model raise."""
 
-    def __init__(self, client: ChatClient, batch: int | None = None, logprobs: bool = False, at_once: int = 1) -> None:
+    def __init__(
+        self,
+        client: ChatClient,
+        batch: int | None = None,
+        logprobs: bool = False,
+        at_once: int = 1,
+        compare: bool = False,
+    ) -> None:
+        self.comparer = VLMComparer(client, logprobs) if compare else None
         self._client = client
         self._batch = batch
         self._logprobs = logprobs

@@ -7,13 +7,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 _LOG = logging.getLogger(__name__)
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_SPACING: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As `replies` writes a decision into the history: what the model said is then not read again in the next round."""
 
 
