@@ -85,9 +85,7 @@ def test_a_server_is_sent_each_candidate_and_asked_for_the_form_and_the_certaint
         client.run(workflow)
     judged = [body for body in vlm.chats if questions(body)]
     assert len(judged) == 6  # three candidates, on the goal's checks and on the step's own
-    assert (
-        len(vlm.chats) - len(judged) == 4
-    )  # even verdicts: two rivals side by side, both ways
+    assert len(vlm.chats) - len(judged) == 4  # even verdicts: two rivals side by side, both ways
     pictures = [part["image_url"]["url"] for body in judged for part in body["messages"][-1]["content"][1:2]]
     assert all(url.startswith("data:image/png;base64,") for url in pictures)
     assert len(set(pictures)) == 3
