@@ -186,7 +186,7 @@ def _vlm_of(
 
     client = client or open_client(choice)
     at_once = 1 if choice.vlm.startswith(TRANSFORMERS) else AT_ONCE
-    return VLMController(client), VLMVerifier(client, logprobs=True, at_once=at_once)
+    return VLMController(client), VLMVerifier(client, logprobs=True, at_once=at_once, compare=True)
 
 
 def load_client(choice: Choice) -> ChatClient:
@@ -210,12 +210,13 @@ def api_key(choice: Choice) -> str | None:
     return os.environ.get("CLVR_VLM_API_KEY") or os.environ.get("OPENAI_API_KEY")
 
 
-def vouched(address: str) -> bool:
-    """Whether CLVR_VLM_URL names the same address, be it with or without its version."""
+def vouched(address: str, by: str | None = None) -> bool:
+    """Whether `by`, or else CLVR_VLM_URL, names the same address, be it with or without its version."""
     from .vlm.wire import Address
 
+    named = os.environ.get("CLVR_VLM_URL", "") if by is None else by
     try:
-        return Address.parse(address).url == Address.parse(os.environ.get("CLVR_VLM_URL", "")).url
+        return Address.parse(address).url == Address.parse(named).url
     except VLMSetupError:
         return False
 

@@ -162,8 +162,9 @@ class CLVRVLMServer(io.ComfyNode):
                 io.String.Input(
                     "address",
                     default="http://127.0.0.1:8000/v1",
-                    tooltip="The server's address. A key comes from the environment (CLVR_VLM_API_KEY), "
-                    "never from the workflow, and goes to the address in CLVR_VLM_URL alone.",
+                    tooltip="The server's address. A key comes from the environment (CLVR_VLM_API_KEY) or from "
+                    "ComfyUI's settings under CLVR, never from the workflow, and goes only to the address that is "
+                    "named beside it.",
                 ),
                 io.String.Input(
                     "model",
@@ -201,6 +202,12 @@ class CLVRVLMServer(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: object) -> str:
+        from . import settings
+
+        return settings.fingerprint()
+
+    @classmethod
     def execute(
         cls, address: str, model: str, seconds: float, retries: int, max_tokens: int, at_once: int = AT_ONCE
     ) -> io.NodeOutput:
@@ -209,6 +216,7 @@ class CLVRVLMServer(io.ComfyNode):
 
         require("httpx", "pydantic")
         from ..clvr.vlm import ClientSettings, OpenAIClient, VLMController, VLMVerifier
+        from . import settings
         from .live import interrupted
 
         # A workflow made by someone else must not be able to send the key to an address of its own.
@@ -216,12 +224,12 @@ class CLVRVLMServer(io.ComfyNode):
         client = OpenAIClient(
             address,
             model or None,
-            api_key(choice),
+            api_key(choice) or settings.key_for(address),
             ClientSettings(read=seconds, retries=retries, max_tokens=max_tokens),
             waiting=interrupted,
         )
         options = {"vlm": address, **({"vlm_model": model} if model else {})}
-        verifier = VLMVerifier(client, logprobs=True, at_once=at_once)
+        verifier = VLMVerifier(client, logprobs=True, at_once=at_once, compare=True)
         return io.NodeOutput(Cast(VLMController(client), options), Cast(verifier))
 
 

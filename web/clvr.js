@@ -8,8 +8,33 @@ import { say } from "./panel/words.js";
 const ID = "clvr";
 const REMINDED = 10000; // ms that a reminder stays
 
+// ComfyUI keeps them in the user's folder, where nodes/settings.py reads them.
+// Their texts in other languages: locales/*/settings.json.
+const SETTINGS = [
+  {
+    id: "CLVR.VLM.Address",
+    category: ["CLVR", "VLM", "Address"],
+    name: "Address of a VLM server that asks for a key",
+    tooltip: "The key goes to this address alone, for example https://example.com/v1.",
+    type: "text",
+    defaultValue: "",
+    sortOrder: 2,
+  },
+  {
+    id: "CLVR.VLM.Key",
+    category: ["CLVR", "VLM", "Key"],
+    name: "API key for that address",
+    tooltip: "Kept unencrypted in comfy.settings.json, never in a workflow. The environment's CLVR_VLM_API_KEY goes first.",
+    type: "text",
+    attrs: { type: "password", autocomplete: "new-password" },
+    defaultValue: "",
+    sortOrder: 1,
+  },
+];
+
 app.registerExtension({
   name: "CLVR.Panel",
+  settings: SETTINGS,
   async setup() {
     const href = new URL("./clvr.css", import.meta.url).href;
     document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));

@@ -303,7 +303,7 @@ class OpenAIClient:
         return VLMSetupError(
             f"{url} asks for an API key ({status}): {said}.",
             f"Put it into the environment as CLVR_VLM_API_KEY; for a workflow, with CLVR_VLM_URL={url} beside it, "
-            "and start ComfyUI again.",
+            "and start ComfyUI again, or put both into ComfyUI's settings under CLVR.",
         )
 
     def _json(self, text: str) -> object:
