@@ -40,11 +40,10 @@ from clvr.trajectory import Brief, Candidate, Check, CheckVerdict, Decision, Goa
 from training.folder import open_sampler
 
 from .lockstep import Lockstep, Painter
-from .search_tables import Result, write
+from .search_tables import TIERS, Result, write
 
 IMAGES = 8
 """The budget of every method, in pictures."""
-TIERS = 4
 SHARES = {"single": 4, "colors": 4, "two": 5, "counting": 8, "attribution": 16, "position": 18, "complex": 45}
 """How often each category is asked for another prompt; those with few prompts run dry."""
 
@@ -251,7 +250,7 @@ def read(book: Path) -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=builtin.PATH)
-    parser.add_argument("--prompts", type=int, default=200, help="for each tier")
+    parser.add_argument("--prompts", type=int, default=212, help="for each tier, about: equal ones share a tier")
     parser.add_argument("--steps", type=int, default=6, help="denoising steps of a picture")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=20261)

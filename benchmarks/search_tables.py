@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL.Image import Image
@@ -14,6 +14,7 @@ from clvr import probe
 from clvr.chart import Axis, Chart, Line, Point, draw
 from clvr.intervals import normal, wilson
 
+TIERS = 4
 PLOTTED = ("one shot", "best of 8", "refinement only", "clvr", "director", "strokes", "auto")
 AGAINST = (
     "one shot",
@@ -50,30 +51,31 @@ class Result:
 
 def write(rows: Sequence[Result], methods: Sequence[tuple[str, str]], out: Path, how: str) -> list[Path]:
     """search.md with its plots, in `out`. `methods`: name and group, in the order of the tables."""
-    of = {name: [row for row in rows if row.method == name] for name, _ in methods}
+    tiered = _tiered(rows)
+    of = {name: [row for row in tiered if row.method == name] for name, _ in methods}
     groups: dict[str, list[str]] = {}
     for name, group in methods:
         if of[name]:
             groups.setdefault(group, []).append(name)
     everyone = groups.get("methods", [])
-    half = {row.task for name in groups.get("parts", []) for row in of[name]}
-    of["auto, same prompts"] = [row for row in of.get("auto", []) if row.task in half]
+    adding, curve, erring = (groups.get(group, []) for group in ("parts", "budget", "robust"))
+    spent, misled = _alike(of, ["auto", *curve]), _alike(of, ["clvr", "auto", *erring])
     parts = [
         _head(of, how),
         _by_tier(of, everyone),
         _claims(of),
         _areas(of, everyone),
         _rounds(of, [n for n in ("clvr", "director", "strokes", "auto") if of.get(n)]),
-        _parts(of, groups.get("parts", [])),
-        _budget(of, groups.get("budget", [])),
-        _robust(of, groups.get("robust", [])),
+        _parts(_alike(of, ["auto", *adding, "auto, wrong 10 %"]), adding),
+        _budget(spent, curve),
+        _robust(misled, erring),
     ]
     text = out / "search.md"
     text.write_text("\n\n".join("\n".join(part) for part in parts if part) + "\n")
     plots = {
         "search_tiers.png": tier_plot(of),
-        "search_budget.png": budget_plot(of, groups.get("budget", [])),
-        "search_robust.png": robust_plot(of, groups.get("robust", [])),
+        "search_budget.png": budget_plot(spent, curve),
+        "search_robust.png": robust_plot(misled, erring),
     }
     made = [text]
     for name, image in plots.items():
@@ -81,6 +83,24 @@ def write(rows: Sequence[Result], methods: Sequence[tuple[str, str]], out: Path,
             image.save(out / name)
             made.append(out / name)
     return made
+
+
+def _tiered(rows: Sequence[Result]) -> list[Result]:
+    """With the tiers of all prompts together: a run that was made longer has others than when it began."""
+    found = {row.task: row.complexity for row in rows}
+    tiers = dict(zip(found, probe.tiers(list(found.values()), TIERS), strict=True)) if len(found) >= TIERS else {}
+    return [replace(row, tier=tiers.get(row.task, row.tier)) for row in rows]
+
+
+def _alike(of: dict[str, list[Result]], names: Sequence[str]) -> dict[str, list[Result]]:
+    """These rows on the prompts that all of them have."""
+    found = {name: of[name] for name in names if of.get(name)}
+    shared = set.intersection(*({row.task for row in rows} for rows in found.values())) if found else set()
+    return {name: [row for row in rows if row.task in shared] for name, rows in found.items()}
+
+
+def _prompts(of: dict[str, list[Result]]) -> str:
+    return f"On {max(map(len, of.values()), default=0)} of the prompts."
 
 
 def _head(of: dict[str, list[Result]], how: str) -> list[str]:
@@ -185,13 +205,18 @@ def _rounds(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
 def _parts(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    lines = ["## What each part of auto adds", "| auto with | passes | recall | pictures | rolled back |"]
+    lines = [
+        "## What each part of auto adds",
+        _prompts(of),
+        "",
+        "| auto with | passes | recall | pictures | rolled back |",
+    ]
     lines.append("| --- | --- | --- | --- | --- |")
-    for name in ("auto, same prompts", *names, "auto, wrong 10 %"):
+    for name in ("auto", *names, "auto, wrong 10 %"):
         rows = of.get(name, [])
         if not rows:
             continue
-        shown = {"auto, same prompts": "everything", "auto, wrong 10 %": "no evidence: a judge that errs in 10 %"}
+        shown = {"auto": "everything", "auto, wrong 10 %": "no evidence: a judge that errs in 10 %"}
         recall, pictures = mean(r.recall for r in rows), statistics.fmean(r.images for r in rows)
         back = statistics.fmean(r.rolled_back for r in rows)
         lines.append(f"| {shown.get(name, name)} | {passes(rows)} | {recall} | {pictures:.2f} | {back:.2f} |")
@@ -201,7 +226,7 @@ def _parts(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
 def _budget(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    lines = ["## Quality against budget", "| pictures, at most | passes | recall | pictures used |"]
+    lines = ["## Quality against budget", _prompts(of), "", "| pictures, at most | passes | recall | pictures used |"]
     lines.append("| --- | --- | --- | --- |")
     for images, rows in _curve(of, names):
         used = statistics.fmean(r.images for r in rows)
@@ -211,9 +236,8 @@ def _budget(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
 
 def _curve(of: dict[str, list[Result]], names: Sequence[str]) -> list[tuple[int, list[Result]]]:
     points = [(int(name.split()[1]), of[name]) for name in names]
-    if of.get("auto, same prompts"):
-        points.append((8, of["auto, same prompts"]))
-    return sorted(points, key=lambda point: point[0])
+    points.append((8, of.get("auto", [])))
+    return sorted((point for point in points if point[1]), key=lambda point: point[0])
 
 
 def _robust(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
@@ -222,18 +246,18 @@ def _robust(of: dict[str, list[Result]], names: Sequence[str]) -> list[str]:
     lines = [
         "## Judges that err",
         "Worse: the result satisfies fewer checks, as measured, than the run's first picture. The controller looks "
-        "for itself and errs not; only the judge of the loop does.",
+        f"for itself and errs not; only the judge of the loop does. {_prompts(of)}",
         "",
         "| policy, judge | worse than the first | better | passes | recall | pictures | NFE, at most |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in ("clvr", "auto, same prompts", *names):
+    for name in ("clvr", "auto", *names):
         rows = of.get(name, [])
         if not rows:
             continue
         worse = rate(_worse(rows))
         better = rate([r.recall > r.first_recall + 1e-9 for r in rows])
-        shown = name if "," in name and "same" not in name else f"{name.split(',')[0]}, exact"
+        shown = name if "," in name else f"{name}, exact"
         pictures = statistics.fmean(r.images for r in rows)
         tail = f"{mean(r.recall for r in rows)} | {pictures:.2f} | {max(r.nfe for r in rows)}"
         lines.append(f"| {shown} | {worse} | {better} | {passes(rows)} | {tail} |")
