@@ -19,12 +19,12 @@ from clvr.shapes.render import render
 from clvr.shapes.sampler import CATEGORIES, edit_sample, held_back, prompt
 from training.builtin import begin, prepare, publish
 from training.config import BuiltinConfig, DataConfig, OptimConfig, TextConfig, VAEConfig, load
-from training.data import samples, trajectory
 from training.dit import Trainer
 from training.folder import open_sampler
 from training.model import patchify, unpatchify
 from training.optim import orthogonalise, schedule
 from training.sampling import noise
+from training.world import samples, trajectory
 
 TINY = BuiltinConfig(
     vae=VAEConfig(steps=3, batch=4),

@@ -18,10 +18,10 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from .config import BuiltinConfig, load
-from .data import corpus
 from .dit import Trainer
 from .model import make_tokenizer, save_folder
 from .vae import main as train_vae
+from .world import corpus
 
 RECIPE = Path(__file__).parent / "recipes" / "builtin.yaml"
 

@@ -20,11 +20,11 @@ from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from .config import BuiltinConfig
-from .data import FACTS, Batch, Encoder, batches, held_out, samples
 from .model import embed, make_text_encoder, make_transformer, tokenize
 from .optim import Average, Muon, flatten, schedule, split, unflatten
 from .sampling import Sampler, ids_of
 from .sheets import curves, sheet
+from .world import FACTS, Batch, Encoder, batches, held_out, samples
 
 
 @dataclass
