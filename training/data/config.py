@@ -1,0 +1,115 @@
+"""The data engine's settings; `recipes/data*.yaml` fill them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clvr.errors import SettingError
+from clvr.ports import Size
+
+from .machine import Retries, Rules
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Where prompts come from. `files`: a .txt with one a line, or a .jsonl whose records hold them under `key`.
+    `world`: how many to make up in the built-in world, outside of its held-back tenth, in the shares of `categories`.
+    `limit`: at most so many, after deduplication; 0 is all."""
+
+    files: tuple[str, ...] = ()
+    key: str = "prompt"
+    world: int = 0
+    categories: dict[str, float] = field(
+        default_factory=lambda: {"counting": 0.1, "position": 0.2, "attribution": 0.2, "complex": 0.5}
+    )
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class DedupConfig:
+    """What no training prompt may be, or be near to. `against`: suites of `clvr bench` by name, `name=PATH` for one
+    whose prompts are not shipped, or files as under prompts.files. `near`, `near_own`: the Jaccard similarity of word
+    trigrams, in (0, 1], from which a prompt counts as a copy of an evaluation prompt, or of an earlier candidate."""
+
+    against: tuple[str, ...] = ("builtin", "geneval", "geneval++", "imaginebench", "ocr")
+    near: float = 0.7
+    near_own: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name, value in (("near", self.near), ("near_own", self.near_own)):
+            if not 0 < value <= 1:
+                raise SettingError(f"dedup.{name} is {value:g}.", "Give a similarity above 0, at most 1.")
+
+
+@dataclass(frozen=True)
+class CastConfig:
+    """Who draws, plans, verifies and judges, as `clvr generate` names them: `model` builtin, a klein folder or a hub
+    id; `vlm` builtin, the address of a server, or transformers:FOLDER. `verifiers`: who verifies, as --judge; none is
+    the one who plans. `judges`: who compares with the baseline, each a VLM's address (address#model), or `scores` and
+    `objects`, which measure in the built-in world. `narrator`: log or vlm."""
+
+    model: str = "builtin"
+    vlm: str = "builtin"
+    vlm_model: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    dtype: str = "auto"
+    offload: str = "none"
+    verifiers: tuple[str, ...] = ()
+    agreement: str = "all"
+    judges: tuple[str, ...] = ("scores", "objects")
+    narrator: Literal["log", "vlm"] = "log"
+
+
+@dataclass(frozen=True)
+class RuleConfig:
+    """`rounds`: pictures a trajectory. `attempts`: fresh starts a prompt gets after a trajectory that was given up.
+    `size`: [width, height] in pixels; the model's own when not given. `guard`: the judges end a trajectory in which an
+    edit made the picture worse."""
+
+    rounds: int = 8
+    attempts: int = 3
+    size: Size | None = None
+    guard: bool = True
+    retries: Retries = Retries()
+
+    def __post_init__(self) -> None:
+        for name, value in (("rounds", self.rounds), ("attempts", self.attempts)):
+            if value < 1:
+                raise SettingError(f"rules.{name} is {value}.", "Give a number from 1.")
+
+    @property
+    def machine(self) -> Rules:
+        return Rules(self.rounds, self.retries, self.size, self.guard)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """`devices`: a process for each, on one machine; cpu twice is two processes. `threads`: prompts that a process
+    works on at the same time, sharing its generator. `ray`: the address of a Ray cluster, 'local' for one of its own;
+    '' is none. There each device is an actor with `gpus` GPUs."""
+
+    devices: tuple[str, ...] = ("auto",)
+    threads: int = 1
+    ray: str = ""
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.devices or self.threads < 1:
+            raise SettingError("Nobody would work: run.devices is empty or run.threads below 1.", "Name a device.")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """`shard`: records a file. `shown`: of how many prompts the pictures of given-up trajectories are kept, for the
+    sample sheet; those of kept ones are all kept."""
+
+    prompts: PromptConfig = PromptConfig()
+    dedup: DedupConfig = DedupConfig()
+    cast: CastConfig = CastConfig()
+    rules: RuleConfig = RuleConfig()
+    run: RunConfig = RunConfig()
+    seed: int = 0
+    shard: int = 1000
+    shown: int = 200
