@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from clvr.vlm.folder import find
 from clvr.vlm.local import load
 
 from .recipe import plain
+from .trackers import CsvTracker
 
 SETTINGS = "recipe.json"
 LOG = "log.csv"
@@ -111,10 +111,20 @@ def publish(trainer: Trainer, source: str | Path, out: Path, dtype: torch.dtype)
 
 
 class Log(TrainerCallback):
-    """Everything that the Trainer reports, as rows of a CSV file: step, name, value."""
+    """Everything that the Trainer reports, in the run's log.csv."""
 
     def __init__(self, run: Path) -> None:
-        self._file = run / LOG
+        self._tracker = CsvTracker(run / LOG)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,  # noqa: ANN401
+    ) -> None:
+        if state.is_world_process_zero:
+            self._tracker.rewind(state.global_step + 1)
 
     def on_log(
         self,
@@ -124,11 +134,5 @@ class Log(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **_: Any,  # noqa: ANN401
     ) -> None:
-        if not state.is_world_process_zero:
-            return
-        new = not self._file.exists()
-        with open(self._file, "a", newline="") as file:
-            rows = csv.writer(file)
-            if new:
-                rows.writerow(["step", "name", "value"])
-            rows.writerows([state.global_step, name, value] for name, value in (logs or {}).items())
+        if state.is_world_process_zero:
+            self._tracker.log(logs or {}, state.global_step)
