@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clvr.errors import SettingError
+from clvr.models import BUILTIN, TRANSFORMERS
 from clvr.ports import Size
 
 from .machine import Retries, Rules
@@ -15,7 +16,7 @@ from .machine import Retries, Rules
 class PromptConfig:
     """Where prompts come from. `files`: a .txt with one a line, or a .jsonl whose records hold them under `key`.
     `world`: how many to make up in the built-in world, outside of its held-back tenth, in the shares of `categories`.
-    `limit`: at most so many, after deduplication; 0 is all."""
+    `limit`: at most so many candidates; 0 is all."""
 
     files: tuple[str, ...] = ()
     key: str = "prompt"
@@ -60,6 +61,14 @@ class CastConfig:
     agreement: str = "all"
     judges: tuple[str, ...] = ("scores", "objects")
     narrator: Literal["log", "vlm"] = "log"
+
+    def __post_init__(self) -> None:
+        if len(self.judges) < 2:
+            raise SettingError("cast.judges names fewer than two.", "The comparison with the baseline needs two.")
+        if self.narrator == "vlm" and self.vlm == BUILTIN:
+            raise SettingError(
+                "The built-in planner tells no stories.", "Set cast.narrator to log, or cast.vlm to a VLM."
+            )
 
 
 @dataclass(frozen=True)
@@ -113,3 +122,9 @@ class EngineConfig:
     seed: int = 0
     shard: int = 1000
     shown: int = 200
+
+    def __post_init__(self) -> None:
+        if self.run.threads > 1 and self.cast.vlm.startswith(TRANSFORMERS):
+            raise SettingError("A VLM in this process takes one call at a time.", "Set run.threads to 1.")
+        if self.shard < 1:
+            raise SettingError(f"shard is {self.shard}.", "Give a number from 1.")

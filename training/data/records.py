@@ -48,6 +48,12 @@ class Vote:
     preferred: float
     note: str = ""
 
+    @property
+    def word(self) -> str:
+        if self.preferred == 0.5:
+            return "tie"
+        return "trajectory" if self.preferred > 0.5 else "one shot"
+
 
 @dataclass(frozen=True)
 class Provenance:
