@@ -54,7 +54,7 @@ def begin(trainer: Trainer, start: Path) -> None:
 
 def publish(trainer: Trainer, out: Path) -> None:
     """Write the averaged weights as a folder that Flux2KleinPipeline loads."""
-    with trainer.averaged():
+    with trainer.average.swapped():
         save_folder(
             out,
             trainer.config,
