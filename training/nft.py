@@ -17,8 +17,8 @@ _WEIGHT_FLOOR = 1e-5
 
 @dataclass(frozen=True)
 class NFTLoss:
-    """total = policy + kl_coef · kl, scalars. `policy` does not depend on the advantages where v = v_old: it
-    measures no progress, the rewards do."""
+    """total = policy + kl_coef · kl, each [B]; a batch's loss is their mean. `policy` does not depend on the
+    advantages where v = v_old: it measures no progress, the rewards do."""
 
     total: Tensor
     policy: Tensor
@@ -54,15 +54,15 @@ def loss(
     kl_coef: float,
     adaptive: bool = True,
 ) -> NFTLoss:
-    """A · mean[(r L+ + (1 - r) L-) / beta] + kl_coef · mean((v - v_ref)²), A the advantage clip.
+    """A · (r L+ + (1 - r) L-) / beta + kl_coef · mean((v - v_ref)²) of each sample, A the advantage clip.
 
     Velocities, x0 and x_t are [B, ...], t and r [B]; gradients flow into `v` alone. L± is the error of the clean
     picture that v± predicts, divided by its own mean size unless `adaptive` is off."""
     v_old, v_ref = v_old.detach(), v_ref.detach()
     good, bad = implicit_policies(v, v_old, nft_beta)
     fits = _clean_error(good, x0, x_t, t, adaptive), _clean_error(bad, x0, x_t, t, adaptive)
-    policy = advantage_clip * ((r * fits[0] + (1 - r) * fits[1]) / nft_beta).mean()
-    kl = ((v - v_ref) ** 2).mean()
+    policy = advantage_clip * (r * fits[0] + (1 - r) * fits[1]) / nft_beta
+    kl = ((v - v_ref) ** 2).flatten(1).mean(1)
     return NFTLoss(policy + kl_coef * kl, policy, kl)
 
 

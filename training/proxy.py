@@ -21,8 +21,18 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 
 from clvr.context import Context
-from clvr.errors import ClvrError, FormatError, GrammarError, ReplyError, VLMConnectionError, VLMSetupError
+from clvr.errors import (
+    ClvrError,
+    FormatError,
+    GrammarError,
+    MissingFileError,
+    ReplyError,
+    SettingError,
+    VLMConnectionError,
+    VLMSetupError,
+)
 from clvr.files import write_atomic
+from clvr.hub import read_json
 from clvr.images import to_rgb
 from clvr.ports import Proxy
 from clvr.shapes.edits import Edit, apply
@@ -166,24 +176,31 @@ def _edit(words: str) -> Edit | None:
 
 
 class Cache:
-    """One JSON file a question, in a folder. Two processes may write the same one: both write the same words."""
+    """One JSON file a question, in a folder of one teacher. Two processes may write the same one: both write the same
+    words."""
 
     def __init__(self, folder: Path, teacher: str) -> None:
+        """Raises SettingError where the folder holds another teacher's answers."""
         self.folder = folder
-        self._teacher = teacher
+        path = folder / "teacher.json"
+        if not path.is_file():
+            write_atomic(path, json.dumps({"name": teacher}).encode())
+        elif (before := read_json(path).get("name")) != teacher:
+            raise SettingError(f"{folder} holds the proxies of {before}, not of {teacher}.", "Name another folder.")
 
-    def key(self, context: Context) -> str:
-        """SHA-256 of who was asked, the text and the pictures' pixels."""
-        told = hashlib.sha256(json.dumps([self._teacher, context.goal, context.text]).encode())
+    def path(self, context: Context) -> Path:
+        """The file of a question, by the SHA-256 of its text and its pictures' pixels."""
+        told = hashlib.sha256(json.dumps([context.goal, context.text]).encode())
         for label, image in context.images:
             pixels = to_rgb(image)
             told.update(f"\0{label} {pixels.width}x{pixels.height}\0".encode())
             told.update(pixels.tobytes())
-        return told.hexdigest()
+        key = told.hexdigest()
+        return self.folder / key[:2] / f"{key}.json"
 
     def get(self, context: Context) -> Proxy | None:
         """Raises FormatError for a damaged file, or one whose indices do not fit the context."""
-        path = self._path(context)
+        path = self.path(context)
         if not path.is_file():
             return None
         try:
@@ -197,31 +214,28 @@ class Cache:
     def put(self, context: Context, proxy: Proxy) -> None:
         labels = [label for label, _ in context.images]
         reply = {"t2i": proxy.t2i, "i2i": proxy.i2i, "ref_indices": [labels.index(r) for r in proxy.references]}
-        write_atomic(self._path(context), json.dumps(reply, ensure_ascii=False, indent=1).encode())
-
-    def _path(self, context: Context) -> Path:
-        key = self.key(context)
-        return self.folder / key[:2] / f"{key}.json"
+        write_atomic(self.path(context), json.dumps(reply, ensure_ascii=False, indent=1).encode())
 
 
-class Cached:
-    """A teacher that asks another one only what the cache does not hold."""
+class Offline:
+    """What a teacher said before the training: it asks no one."""
 
-    def __init__(self, teacher: Teacher, folder: Path) -> None:
-        self._teacher = teacher
-        self.cache = Cache(folder, teacher.name)
-
-    @property
-    def name(self) -> str:
-        return self._teacher.name
+    def __init__(self, folder: Path) -> None:
+        """Raises MissingFileError where nothing was extracted."""
+        if not (folder / "teacher.json").is_file():
+            raise MissingFileError(f"{folder} holds no proxy prompts.", _EXTRACT)
+        self.name = str(read_json(folder / "teacher.json").get("name"))
+        self._cache = Cache(folder, self.name)
 
     def proxy(self, context: Context) -> Proxy:
-        """Raises what the teacher raises, and FormatError for a damaged cache."""
-        kept = self.cache.get(context)
+        """Raises MissingFileError for a context that the teacher was not asked about, or had no answer to."""
+        kept = self._cache.get(context)
         if kept is None:
-            kept = self._teacher.proxy(context)
-            self.cache.put(context, kept)
+            raise MissingFileError(f"There is no proxy prompt for a step of '{context.goal:.60}'.", _EXTRACT)
         return kept
+
+
+_EXTRACT = "Extract them with: python -m training.proxies --data DATASET --url SERVER"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,408 @@
+"""Proxy Prompt RL of a klein folder (3.2): DiffusionNFT against proxy rewards, as a LoRA on the SFT's weights.
+
+    python -m training.pprl --recipe training/recipes/pprl.yaml --model SFT --data DATASET --out runs/pprl
+
+Without --data the tasks come from the built-in world's grammar. `accelerate launch -m training.pprl …` spreads the
+groups over processes. OUT holds the LoRA, log.csv, tensorboard/, curve.png, sheets/ and checkpoints/; the same command
+goes on where a run stopped. `clvr merge` adds OUT/lora to the SFT's weights as an RL LoRA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from clvr.errors import ClvrError, SettingError
+from clvr.flux2.limits import TOKEN
+from clvr.ports import Proxy
+from clvr.vlm import OpenAIClient
+
+from . import monitors, nft, pictures, rewards, rollouts
+from .checkpoints import OptimizerState, Weights
+from .klein import Klein, Latents
+from .monitors import Limits
+from .policy import Lora, Policy
+from .proxy import LastWords, Offline, Teacher, WorldTeacher
+from .recipe import load, plain
+from .rollouts import Drawing, Group, Verdict
+from .runs import PRECISIONS, OptimConfig, Run, RunConfig, generator
+from .tasks import Dataset, Source, Task, World, mixed
+
+
+@dataclass(frozen=True)
+class NFT:
+    """DiffusionNFT. beta: how far the implicit policies stand from the old one. clip: of the advantages.
+
+    kl_coef: weight of the squared distance to the SFT's velocity. guided: train the guided velocity that the
+    rollouts are drawn with; else the conditional one alone, at half the cost. times: noise levels a picture is
+    trained at; levels: those of the sampler, or uniform. The old policy keeps min(old_rate · epoch, old_most)."""
+
+    beta: float = 0.1
+    clip: float = 5.0
+    kl_coef: float = 1e-5
+    guided: bool = True
+    adaptive: bool = True
+    times: int = 4
+    levels: Literal["sampler", "uniform"] = "sampler"
+    old_rate: float = 0.001
+    old_most: float = 0.5
+
+
+@dataclass(frozen=True)
+class Reward:
+    """measured: the built-in world's verifier. unified: UnifiedReward at `url` and UnifiedReward-Edit at `edit_url`,
+    OpenAI-compatible servers; their key comes from CLVR_VLM_API_KEY.
+
+    edit_share: of R_I2I in eq. 3. workers: scores at a time. tries: before a picture is dropped."""
+
+    kind: Literal["measured", "unified"] = "measured"
+    url: str = ""
+    model: str | None = None
+    prompt: str = "reward_general.v1"
+    edit_url: str = ""
+    edit_model: str | None = None
+    edit_prompt: str = "reward_edit.v1"
+    edit_share: float = 0.5
+    workers: int = 8
+    tries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.kind == "unified" and not (self.url and self.edit_url):
+            raise SettingError("reward.kind unified needs reward.url and reward.edit_url.", "Name both servers.")
+
+    def build(self) -> rewards.ProxyReward:
+        if self.kind == "measured":
+            return rewards.ProxyReward(rewards.MeasuredScene(), rewards.MeasuredEdit(), self.edit_share)
+        key = os.environ.get("CLVR_VLM_API_KEY")
+        return rewards.ProxyReward(
+            rewards.UnifiedReward(functools.partial(OpenAIClient, self.url, self.model, key), self.prompt),
+            rewards.UnifiedRewardEdit(
+                functools.partial(OpenAIClient, self.edit_url, self.edit_model, key), self.edit_prompt
+            ),
+            self.edit_share,
+        )
+
+
+@dataclass(frozen=True)
+class PPRLConfig:
+    """epochs: rounds of drawing and learning. groups: tasks an epoch, over all processes; group: pictures a task.
+
+    updates: optimizer steps an epoch. simple: the paper's "simple RL", which scores by the newest words and image
+    instead of proxies. teacher: who distils the proxies; dataset reads what python -m training.proxies extracted.
+    sheet_every: epochs between two contact sheets."""
+
+    epochs: int = 300
+    groups: int = 16
+    group: int = 16
+    updates: int = 2
+    simple: bool = False
+    teacher: Literal["dataset", "world"] = "dataset"
+    sheet_every: int = 10
+    run: RunConfig = RunConfig(checkpoint_every=10)
+    optim: OptimConfig = OptimConfig(lr=1e-4, weight_decay=1e-4)
+    lora: Lora = Lora()
+    nft: NFT = NFT()
+    reward: Reward = Reward()
+    drawing: Drawing = Drawing()
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if self.group < 2 or self.updates < 1 or self.groups % self.updates:
+            raise SettingError(
+                f"group {self.group}, groups {self.groups} and updates {self.updates} cannot work.",
+                "A group has at least two pictures, and groups is a multiple of updates.",
+            )
+        if self.drawing.width % TOKEN or self.drawing.height % TOKEN:
+            raise SettingError(f"drawing: sides are multiples of {TOKEN}.", "For example 512.")
+
+    def named_teacher(self, data: Path | None) -> Teacher:
+        if self.simple:
+            return LastWords()
+        if self.teacher == "world":
+            return WorldTeacher()
+        if data is None:
+            raise SettingError("teacher dataset needs --data.", "Name a dataset, or set teacher to world.")
+        return Offline(data / "proxies")
+
+
+class Trainer:
+    """A run's policy, its tasks and their rewards. `run` trains; `publish` writes the LoRA."""
+
+    def __init__(self, config: PPRLConfig, run: Run, klein: Klein, source: Source, teacher: Teacher) -> None:
+        if config.groups % (config.updates * run.processes):
+            raise SettingError(
+                f"{config.groups} groups in {config.updates} updates do not divide among {run.processes} processes.",
+                f"Make groups a multiple of {config.updates * run.processes}.",
+            )
+        self.config, self.run, self.klein = config, run, klein
+        self.source, self.teacher = source, teacher
+        self.policy = Policy(klein, config.lora, config.run.seed)
+        self.scorer = rewards.Scorer(config.reward.build(), config.reward.workers, config.reward.tries)
+        self.optimizer = config.optim.build(list(self.policy.trained.values()))
+        tokens = config.drawing.width * config.drawing.height // TOKEN**2
+        self.levels = klein.sigmas(config.drawing.steps, tokens)
+        self.left_out: Counter[str] = Counter()
+        run.keep("lora", Weights(klein.transformer, lambda name, _: ".lora_" in name))
+        run.keep("optimizer", OptimizerState(self.optimizer))
+
+    def train(self) -> None:
+        try:
+            for epoch in self.run.steps(self.config.epochs):
+                self.epoch(epoch)
+        finally:
+            self.scorer.close()
+
+    def epoch(self, epoch: int) -> None:
+        """Draw all groups, learn from them, let the old policy follow."""
+        clock = Clock()
+        groups = [self._drawn(epoch, index, *chosen) for index, chosen in self._own(epoch)]
+        clock.lap("draw")
+        told = Told(self.config.nft.kl_coef)
+        for part in _parts(groups, self.config.updates):
+            verdicts = [group.settle() for group in part]
+            clock.lap("wait")
+            self._update(epoch, list(zip(part, verdicts, strict=True)), told)
+            clock.lap("update")
+        self.policy.follow(nft.old_decay(epoch, self.config.nft.old_rate, self.config.nft.old_most))
+        self._report(epoch, groups, told, clock)
+
+    def _own(self, epoch: int) -> Iterator[tuple[int, tuple[Task, Proxy]]]:
+        """This process's tasks of an epoch, with their numbers among all."""
+        rng = random.Random(f"{self.config.run.seed}:{epoch}")
+        chosen = self._usable(rng)
+        for index in range(self.config.groups):
+            one = next(chosen)
+            if index % self.run.processes == self.run.process:
+                yield index, one
+
+    def _usable(self, rng: random.Random) -> Iterator[tuple[Task, Proxy]]:
+        """Tasks that have a proxy and fit the text encoder; the others are counted."""
+        limit, refused = self.klein.encoders.limit, 0
+        for task in mixed(self.source, rng):
+            try:
+                proxy = self.teacher.proxy(task.context)
+            except ClvrError as error:
+                self.left_out[type(error).__name__] += 1
+                refused += 1
+                if refused > 100 * self.config.groups:
+                    raise
+                continue
+            if self.klein.encoders.lengths([task.text])[0] > limit:
+                self.left_out["too long"] += 1
+                continue
+            yield task, proxy
+
+    def _drawn(self, epoch: int, index: int, task: Task, proxy: Proxy) -> Group:
+        drawing = self.config.drawing
+        given = rollouts.condition(self.klein.encoders, task, drawing)
+        start = rollouts.noise(self.config.group, drawing, generator(self.config.run.seed, "noise", epoch, index))
+        with self.run.autocast():
+            latents = rollouts.draw(self.policy, given, start.to(self.run.device), self.levels, drawing)
+        images = self.klein.encoders.decode(latents)
+        return rollouts.score(Group(index, task, proxy, given, latents, images), self.scorer)
+
+    def _update(self, epoch: int, settled: list[tuple[Group, Verdict]], told: Told) -> None:
+        """One optimizer step on these groups. A part without any reward moves nothing."""
+        told.verdicts += [(group.task.kind, verdict) for group, verdict in settled]
+        count = self.run.sum(sum((v.weights.sum() for _, v in settled), torch.zeros(())))
+        if count == 0:
+            self.run.say("No reward could be had for a whole update, which is left out.")
+            return
+        for group, verdict in settled:
+            for rows, t in self._schedule(epoch, group):
+                self._learn(group, verdict, rows, t, 1 / (count * self.config.nft.times), told, epoch)
+        self._sum_gradients()
+        told.norms.append(self.run.update(self.optimizer, self.config.optim))
+
+    def _schedule(self, epoch: int, group: Group) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Rows of a group and their noise levels, each picture at `times` different ones."""
+        config, size = self.config.nft, len(group.latents.tokens)
+        random_ = generator(self.config.run.seed, "times", epoch, group.index)
+        if config.levels == "sampler":
+            order = torch.stack([torch.randperm(len(self.levels) - 1, generator=random_) for _ in range(size)])
+            times = self.levels[order[:, torch.arange(config.times) % order.shape[1]]]
+        else:
+            spread = (torch.arange(config.times) + torch.rand(size, config.times, generator=random_)) / config.times
+            times = spread.clamp(1e-3, 1 - 1e-3)
+        for column in times.T:
+            for rows in torch.arange(size).split(self.config.drawing.batch):
+                yield rows, column[rows]
+
+    def _learn(
+        self,
+        group: Group,
+        verdict: Verdict,
+        rows: torch.Tensor,
+        t: torch.Tensor,
+        share: float,
+        told: Told,
+        epoch: int,
+    ) -> None:
+        """Add the gradient of some rows of a group at times t [B]."""
+        config, device = self.config.nft, self.run.device
+        key = (self.config.run.seed, "learn", epoch, group.index, int(rows[0]), round(float(t.sum()), 6))
+        x0, given = group.latents.tokens[rows].float(), group.condition.rows(len(rows))
+        noise = torch.randn(x0.shape, generator=generator(*key)).to(device)
+        t = t.to(device)
+        noisy = group.latents.like(torch.lerp(x0, noise, t.view(-1, 1, 1)))
+        guidance = self.config.drawing.guidance if config.guided else 1.0
+        with torch.no_grad():
+            v_old = self._velocity("old", noisy, t, given, guidance)
+            v_ref = self._velocity("reference", noisy, t, given, guidance)
+        found = nft.loss(
+            self._velocity("new", noisy, t, given, guidance),
+            v_old,
+            v_ref,
+            x0=x0,
+            x_t=noisy.tokens,
+            t=t,
+            r=nft.optimality(verdict.advantages[rows], config.clip).to(device),
+            nft_beta=config.beta,
+            advantage_clip=config.clip,
+            kl_coef=config.kl_coef,
+            adaptive=config.adaptive,
+        )
+        weights = verdict.weights[rows].to(device) * share
+        (weights * found.total).sum().backward()
+        told.policy += (weights * found.policy).sum().detach()
+        told.kl += (weights * found.kl).sum().detach()
+
+    def _velocity(
+        self,
+        which: Any,
+        noisy: Latents,
+        t: torch.Tensor,
+        given: rollouts.Condition,
+        guidance: float,  # noqa: ANN401
+    ) -> torch.Tensor:
+        with self.policy.acting(which), self.run.autocast():
+            return self.policy.velocity(noisy, t, given, guidance).float()
+
+    def _sum_gradients(self) -> None:
+        """Over the processes. LoRAs are whole on each, also where the weights under them are sharded."""
+        if self.run.processes > 1:
+            for parameter in self.policy.trained.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+
+    def _report(self, epoch: int, groups: list[Group], told: Told, clock: Clock) -> None:
+        images = [image for group in groups for image in group.images]
+        watched = {
+            "grid": monitors.grid(images),
+            "latents": monitors.rms(torch.cat([group.latents.tokens for group in groups])),
+            "shift": self.policy.shift(),
+        }
+        first = self.run.notes.setdefault("first", watched)
+        for warning in monitors.warnings(watched, first, self.config.limits):
+            self.run.say(f"epoch {epoch + 1}: {warning}")
+        values = {**told.summed(self.run), **watched, "dropped": self.run.sum(torch.tensor(float(told.dropped)))}
+        values |= {"left_out": float(self.left_out.total()), **clock.seconds}
+        self.run.log(values)
+        if self.run.main and (epoch % self.config.sheet_every == 0 or epoch + 1 == self.config.epochs):
+            pictures.sheet(groups).save(_made(self.run.folder / "sheets") / f"epoch-{epoch + 1:05d}.png")
+            pictures.curve(self.run.folder / "log.csv").save(self.run.folder / "curve.png")
+
+    def publish(self) -> Path:
+        """Write the LoRA into OUT/lora."""
+        folder = self.run.folder / "lora"
+        if self.run.main:
+            self.policy.save(folder)
+        return folder
+
+
+class Told:
+    """What an epoch's learning told, on this process."""
+
+    def __init__(self, kl_coef: float) -> None:
+        self.kl_coef = kl_coef
+        self.policy = torch.zeros(())
+        self.kl = torch.zeros(())
+        self.norms: list[float] = []
+        self.verdicts: list[tuple[str, Verdict]] = []
+
+    @property
+    def dropped(self) -> int:
+        return sum(reward is None for _, verdict in self.verdicts for reward in verdict.rewards)
+
+    def summed(self, run: Run) -> dict[str, float]:
+        """Mean rewards over all processes: of all pictures, of new ones and of edits, and within-group spread."""
+        values: dict[str, float] = {}
+        for name, prefix in (("reward", ""), ("reward_t2i", "t2i"), ("reward_i2i", "i2i")):
+            known = [r for kind, verdict in self.verdicts if kind.startswith(prefix) for r in verdict.known]
+            count = run.sum(torch.tensor(float(len(known))))
+            if total := run.sum(torch.tensor(sum(known))) if count else 0.0:
+                values[name] = total / count
+        spreads = [torch.tensor(v.known).std(correction=0) for _, v in self.verdicts if len(v.known) > 1]
+        groups = run.sum(torch.tensor(float(len(spreads))))
+        if groups:
+            values["spread"] = run.sum(torch.stack(spreads).sum() if spreads else torch.zeros(())) / groups
+        values |= {"policy_loss": run.sum(self.policy), "kl": run.sum(self.kl)}
+        return values | {"gradient": max(self.norms, default=0.0)}
+
+
+class Clock:
+    """Seconds by phase. `wait` is what rewards took beyond the drawing that hid them."""
+
+    def __init__(self) -> None:
+        self.seconds = {"draw_s": 0.0, "wait_s": 0.0, "update_s": 0.0}
+        self._last = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        now = time.monotonic()
+        self.seconds[f"{phase}_s"] += now - self._last
+        self._last = now
+
+
+def _parts(groups: list[Group], count: int) -> list[list[Group]]:
+    size = len(groups) // count
+    return [groups[n * size : (n + 1) * size] for n in range(count)]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def start(config: PPRLConfig, model: str, data: Path | None, out: Path) -> Path:
+    """Train, and write the LoRA; returns its folder."""
+    source: Source = Dataset(data) if data else World(config.drawing.width)
+    teacher = config.named_teacher(data)
+    recipe: Mapping[str, Any] = {**plain(config), "model": model, "data": str(data) if data else ""}
+    with Run(config.run, out, recipe) as run:
+        klein = Klein.open(model, run.device, PRECISIONS[config.run.precision], mesh=run.mesh())
+        trainer = Trainer(config, run, klein, source, teacher)
+        trainer.train()
+        folder = trainer.publish()
+        run.say(f"{folder}: add it to {model} with clvr merge.")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="see training/recipes/pprl*.yaml")
+    parser.add_argument("--model", required=True, help="the SFT's klein folder, in diffusers' layout")
+    parser.add_argument("--data", type=Path, help="a dataset of python -m training.data (default: the built-in world)")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--simple", action="store_true", help="simple RL: score by the newest words and image alone")
+    options = parser.parse_args()
+    config = load(options.recipe, PPRLConfig)
+    if options.simple:
+        config = dataclasses.replace(config, simple=True)
+    start(config, options.model, options.data, options.out)
+
+
+if __name__ == "__main__":
+    main()
