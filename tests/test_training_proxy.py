@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clvr.context import Context, Turn
-from clvr.errors import FormatError, GrammarError, ReplyError, VLMSetupError, VLMTimeoutError
+from clvr.errors import FormatError, GrammarError, ReplyError, SettingError, VLMSetupError, VLMTimeoutError
 from clvr.ports import Proxy
 from clvr.shapes.edits import apply
 from clvr.shapes.found import to_scene
@@ -20,7 +20,18 @@ from clvr.shapes.measure import measure
 from clvr.shapes.render import render
 from clvr.shapes.scene import Item, Scene
 from training import rewards
-from training.proxy import Cached, LastWords, ProxyReply, VLMTeacher, WorldTeacher, check, describe, instruction
+from training.proxy import (
+    Cache,
+    LastWords,
+    Offline,
+    ProxyReply,
+    VLMTeacher,
+    WorldTeacher,
+    check,
+    describe,
+    extract,
+    instruction,
+)
 from training.tasks import KINDS, World, mixed
 
 from .test_vlm_agents import Scripted
@@ -147,35 +158,48 @@ def test_a_vlm_that_never_answers_in_form_is_an_error_that_says_what_was_wrong()
         VLMTeacher(Scripted([reply("all", "add it", [3])] * 2)).proxy(context())
 
 
-def test_a_proxy_is_asked_for_once_and_found_by_what_was_asked(tmp_path):
+def test_what_was_extracted_is_kept_and_found_by_what_was_asked(tmp_path):
     client = Scripted([reply("all", "add it", [0])])
-    asked = Cached(VLMTeacher(client), tmp_path)
-    first = asked.proxy(context())
-    again = Cached(VLMTeacher(client), tmp_path).proxy(context())
-    assert (again.t2i, again.i2i, again.references) == (first.t2i, first.i2i, first.references)
-    assert len(client.talks) == 1
+    teacher = VLMTeacher(client)
+    first = extract([context()], teacher, Cache(tmp_path, teacher.name))
+    again = extract([context()], teacher, Cache(tmp_path, teacher.name))
+    assert (first.made, first.kept, again.made, again.kept) == (1, 0, 0, 1)
+    kept = Offline(tmp_path).proxy(context())
+    assert (kept.t2i, kept.i2i, kept.references) == ("all", "add it", ("IMG_GEN_0",))
 
 
-@pytest.mark.parametrize("change", ["words", "pixels", "teacher"])
-def test_another_question_has_another_key(tmp_path, change):
+def test_a_step_without_a_usable_proxy_is_left_out_and_counted(tmp_path):
+    client = Scripted(["nothing", "nothing", reply("all")])
+    teacher = VLMTeacher(client)
+    found = extract([context(), context("draw it anew", 0)], teacher, Cache(tmp_path, teacher.name))
+    assert (found.made, found.failed) == (1, {"ReplyError": 1})
+    assert "no usable proxy prompt" in found.first
+
+
+@pytest.mark.parametrize("change", ["words", "pixels"])
+def test_another_question_is_another_file(tmp_path, change):
     told = context()
     other = {
         "words": context("move the red circle to row one column two"),
         "pixels": Context(told.goal, told.turns, (("IMG_GEN_0", TWO),)),
-        "teacher": told,
     }[change]
-    first = Cached(WorldTeacher(), tmp_path).cache
-    second = Cached(LastWords() if change == "teacher" else WorldTeacher(), tmp_path).cache
-    assert first.key(told) != second.key(other)
+    cache = Cache(tmp_path, "world")
+    assert cache.path(told) != cache.path(other)
+
+
+def test_two_teachers_do_not_share_a_folder(tmp_path):
+    Cache(tmp_path, "one")
+    with pytest.raises(SettingError, match="holds the proxies of one, not of two"):
+        Cache(tmp_path, "two")
 
 
 def test_a_damaged_file_of_the_cache_is_named(tmp_path):
-    asked = Cached(WorldTeacher(), tmp_path)
-    asked.proxy(context())
-    (path,) = tmp_path.rglob("*.json")
+    cache = Cache(tmp_path, "world")
+    cache.put(context(), WorldTeacher().proxy(context()))
+    path = cache.path(context())
     path.write_text('{"t2i": "x", "i2i": "y", "ref_indices": [7]}')
     with pytest.raises(FormatError, match=rf"{path.name} holds no proxy prompt.*Delete it"):
-        asked.proxy(context())
+        Offline(tmp_path).proxy(context())
 
 
 # rewards

@@ -69,15 +69,15 @@ def curve(log: Path, title: str = "PPRL") -> Image.Image:
     """Rewards by epoch, the spread within groups, and what the monitors measured."""
     rows = trackers.read(log)
     names = {"reward": "all", "reward_t2i": "new pictures", "reward_i2i": "edits"}
-    reward = tuple(Line(said, _points(rows, name), marked=False) for name, said in names.items())
+    reward = tuple(_line(said, rows, name) for name, said in names.items())
     watched = (
-        Chart("Distance to the SFT", Axis("epoch"), Axis("KL", log=True), (Line("KL", _points(rows, "kl", True)),)),
-        Chart("Weights", Axis("epoch"), Axis("relative shift"), (Line("shift", _points(rows, "shift")),)),
+        Chart("Distance to the SFT's velocity", Axis("epoch"), Axis("KL"), (_line("KL", rows, "kl"),)),
+        Chart("Change of the weights", Axis("epoch"), Axis("relative shift"), (_line("shift", rows, "shift"),)),
     )
     return chart.draw(title, [Chart("Mean reward of the rollouts", Axis("epoch"), Axis("reward"), reward), *watched])
 
 
-def _points(rows: Sequence[dict[str, str]], name: str, positive: bool = False) -> tuple[Point, ...]:
-    found = [(int(row["step"]) + 1, row.get(name)) for row in rows]
-    told = [(x, float(y)) for x, y in found if y]
-    return tuple(Point(x, y) for x, y in told if y > 0 or not positive)
+def _line(said: str, rows: Sequence[dict[str, str]], name: str) -> Line:
+    """One quantity of the log; an epoch that lacks it is passed over."""
+    told = [(int(row["step"]) + 1, row.get(name)) for row in rows]
+    return Line(said, tuple(Point(x, float(y)) for x, y in told if y), marked=len(rows) < 40)

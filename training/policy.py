@@ -7,6 +7,7 @@ nothing is held twice.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,9 @@ class Policy:
         self.klein = klein
         transformer = klein.transformer.requires_grad_(False)
         self.targets = lora_targets(transformer)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
             torch.manual_seed(seed)
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is what we want
             for name in (OLD, NEW):
                 config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=self.targets)
                 transformer.add_adapter(config, name)

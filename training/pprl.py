@@ -31,7 +31,8 @@ from clvr.vlm import OpenAIClient
 
 from . import monitors, nft, pictures, rewards, rollouts
 from .checkpoints import OptimizerState, Weights
-from .klein import Klein, Latents
+from .klein import Klein
+from .learner import NFT, Learned, Learner
 from .monitors import Limits
 from .policy import Lora, Policy
 from .proxy import LastWords, Offline, Teacher, WorldTeacher
@@ -39,25 +40,6 @@ from .recipe import load, plain
 from .rollouts import Drawing, Group, Verdict
 from .runs import PRECISIONS, OptimConfig, Run, RunConfig, generator
 from .tasks import Dataset, Source, Task, World, mixed
-
-
-@dataclass(frozen=True)
-class NFT:
-    """DiffusionNFT. beta: how far the implicit policies stand from the old one. clip: of the advantages.
-
-    kl_coef: weight of the squared distance to the SFT's velocity. guided: train the guided velocity that the
-    rollouts are drawn with; else the conditional one alone, at half the cost. times: noise levels a picture is
-    trained at; levels: those of the sampler, or uniform. The old policy keeps min(old_rate · epoch, old_most)."""
-
-    beta: float = 0.1
-    clip: float = 5.0
-    kl_coef: float = 1e-5
-    guided: bool = True
-    adaptive: bool = True
-    times: int = 4
-    levels: Literal["sampler", "uniform"] = "sampler"
-    old_rate: float = 0.001
-    old_most: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -153,6 +135,15 @@ class Trainer:
         self.optimizer = config.optim.build(list(self.policy.trained.values()))
         tokens = config.drawing.width * config.drawing.height // TOKEN**2
         self.levels = klein.sigmas(config.drawing.steps, tokens)
+        self.learner = Learner(
+            self.policy,
+            config.nft,
+            self.levels,
+            config.drawing.guidance,
+            config.drawing.batch,
+            config.run.seed,
+            run.autocast,
+        )
         self.left_out: Counter[str] = Counter()
         run.keep("lora", Weights(klein.transformer, lambda name, _: ".lora_" in name))
         run.keep("optimizer", OptimizerState(self.optimizer))
@@ -169,7 +160,7 @@ class Trainer:
         clock = Clock()
         groups = [self._drawn(epoch, index, *chosen) for index, chosen in self._own(epoch)]
         clock.lap("draw")
-        told = Told(self.config.nft.kl_coef)
+        told = Told()
         for part in _parts(groups, self.config.updates):
             verdicts = [group.settle() for group in part]
             clock.lap("wait")
@@ -221,74 +212,9 @@ class Trainer:
             self.run.say("No reward could be had for a whole update, which is left out.")
             return
         for group, verdict in settled:
-            for rows, t in self._schedule(epoch, group):
-                self._learn(group, verdict, rows, t, 1 / (count * self.config.nft.times), told, epoch)
+            told.learned.append(self.learner.learn(epoch, group, verdict, 1 / count))
         self._sum_gradients()
         told.norms.append(self.run.update(self.optimizer, self.config.optim))
-
-    def _schedule(self, epoch: int, group: Group) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Rows of a group and their noise levels, each picture at `times` different ones."""
-        config, size = self.config.nft, len(group.latents.tokens)
-        random_ = generator(self.config.run.seed, "times", epoch, group.index)
-        if config.levels == "sampler":
-            order = torch.stack([torch.randperm(len(self.levels) - 1, generator=random_) for _ in range(size)])
-            times = self.levels[order[:, torch.arange(config.times) % order.shape[1]]]
-        else:
-            spread = (torch.arange(config.times) + torch.rand(size, config.times, generator=random_)) / config.times
-            times = spread.clamp(1e-3, 1 - 1e-3)
-        for column in times.T:
-            for rows in torch.arange(size).split(self.config.drawing.batch):
-                yield rows, column[rows]
-
-    def _learn(
-        self,
-        group: Group,
-        verdict: Verdict,
-        rows: torch.Tensor,
-        t: torch.Tensor,
-        share: float,
-        told: Told,
-        epoch: int,
-    ) -> None:
-        """Add the gradient of some rows of a group at times t [B]."""
-        config, device = self.config.nft, self.run.device
-        key = (self.config.run.seed, "learn", epoch, group.index, int(rows[0]), round(float(t.sum()), 6))
-        x0, given = group.latents.tokens[rows].float(), group.condition.rows(len(rows))
-        noise = torch.randn(x0.shape, generator=generator(*key)).to(device)
-        t = t.to(device)
-        noisy = group.latents.like(torch.lerp(x0, noise, t.view(-1, 1, 1)))
-        guidance = self.config.drawing.guidance if config.guided else 1.0
-        with torch.no_grad():
-            v_old = self._velocity("old", noisy, t, given, guidance)
-            v_ref = self._velocity("reference", noisy, t, given, guidance)
-        found = nft.loss(
-            self._velocity("new", noisy, t, given, guidance),
-            v_old,
-            v_ref,
-            x0=x0,
-            x_t=noisy.tokens,
-            t=t,
-            r=nft.optimality(verdict.advantages[rows], config.clip).to(device),
-            nft_beta=config.beta,
-            advantage_clip=config.clip,
-            kl_coef=config.kl_coef,
-            adaptive=config.adaptive,
-        )
-        weights = verdict.weights[rows].to(device) * share
-        (weights * found.total).sum().backward()
-        told.policy += (weights * found.policy).sum().detach()
-        told.kl += (weights * found.kl).sum().detach()
-
-    def _velocity(
-        self,
-        which: Any,
-        noisy: Latents,
-        t: torch.Tensor,
-        given: rollouts.Condition,
-        guidance: float,  # noqa: ANN401
-    ) -> torch.Tensor:
-        with self.policy.acting(which), self.run.autocast():
-            return self.policy.velocity(noisy, t, given, guidance).float()
 
     def _sum_gradients(self) -> None:
         """Over the processes. LoRAs are whole on each, also where the weights under them are sharded."""
@@ -326,10 +252,8 @@ class Trainer:
 class Told:
     """What an epoch's learning told, on this process."""
 
-    def __init__(self, kl_coef: float) -> None:
-        self.kl_coef = kl_coef
-        self.policy = torch.zeros(())
-        self.kl = torch.zeros(())
+    def __init__(self) -> None:
+        self.learned: list[Learned] = []
         self.norms: list[float] = []
         self.verdicts: list[tuple[str, Verdict]] = []
 
@@ -349,7 +273,9 @@ class Told:
         groups = run.sum(torch.tensor(float(len(spreads))))
         if groups:
             values["spread"] = run.sum(torch.stack(spreads).sum() if spreads else torch.zeros(())) / groups
-        values |= {"policy_loss": run.sum(self.policy), "kl": run.sum(self.kl)}
+        updates = max(len(self.norms), 1)
+        values["policy_loss"] = run.sum(sum((one.policy for one in self.learned), torch.zeros(()))) / updates
+        values["kl"] = run.sum(sum((one.kl for one in self.learned), torch.zeros(()))) / updates
         return values | {"gradient": max(self.norms, default=0.0)}
 
 
