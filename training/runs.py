@@ -31,7 +31,7 @@ from .checkpoints import Part
 from .sharding import Mesh
 from .trackers import CsvTracker
 
-FREE = ("run.checkpoint_every", "run.keep", "run.report_seconds")
+FREE = ("run.checkpoint_every", "run.keep", "run.report_seconds", "run.shard")
 """Fields of a recipe that change no loss, and may change while a run is under way."""
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
