@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
+from tqdm import tqdm
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from trl import GRPOConfig, GRPOTrainer
 
 from clvr.budget import Budget
 from clvr.errors import FormatError, MissingFileError, SettingError, WeightsError
+from clvr.files import write_atomic
 from clvr.models import Choice, load_client, load_generator, load_judges
 from clvr.ports import Album, Controller
 from clvr.state import Settings
@@ -36,8 +39,9 @@ from clvr.vlm.rating import VLMRater
 from .director import HIGHEST, ByChecks, ByRubric, Judge, reward
 from .environment import RESPONSE, Given, Rollout, Studio, final, opening
 from .recipe import load
-from .vlm import Log, LoRA, open_vlm, prepare, publish
+from .vlm import Log, LoRA, Precision, open_vlm, prepare, publish
 
+GOALS = "goals.jsonl"
 TEMPLATE = """{%- for message in messages %}
     {{- '<|im_start|>' + ('user' if message.role == 'tool' else message.role) + '\\n' }}
     {%- if message.content is string %}
@@ -99,7 +103,7 @@ class PlannerRecipe:
     """Pixels of an image's longer side: the `image_side` that the VLM's client will use."""
     size: tuple[int, int] | None = None
     """Width and height of the drawings; the generator's own where it is not given."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """bf16 computes in bf16 over fp32 weights."""
     lora: LoRA | None = None
     """Adapters instead of all parameters; the KL's reference is then the model without them, at no memory."""
@@ -195,6 +199,20 @@ def with_checklist(given: Given, controller: Controller) -> Given:
     return Given(goal, given.references)
 
 
+def open_goals(file: Path, controller: Controller, run: Path) -> list[Given]:
+    """The goals with their checklists, which are made once a run. Raises SettingError where the run was begun with
+    other goals, and what `read_goals` and `with_checklist` raise."""
+    goals, kept = list(read_goals(file)), run / GOALS
+    with PartialState().main_process_first():
+        if not kept.is_file():
+            made = [with_checklist(given, controller) for given in tqdm(goals, "Checklists", disable=None)]
+            write_atomic(kept, "\n".join(given.pack() for given in made).encode())
+        found = [Given.unpack(line) for line in kept.read_text("utf-8").splitlines()]
+    if [(g.goal.prompt, g.references) for g in found] != [(g.goal.prompt, g.references) for g in goals]:
+        raise SettingError(f"The run in {run} was begun with other goals.", "Name another folder with --run.")
+    return found
+
+
 def open_dataset(goals: Iterable[Given], seed: int) -> Dataset:
     """All runs of a group draw from the same seed, so that they differ by their decisions alone."""
     rows = [{"prompt": opening(g), "given": g.pack(), "seed": seed + n} for n, g in enumerate(goals)]
@@ -207,7 +225,7 @@ def trainer_of(
     recipe: PlannerRecipe, data: Dataset, model: str | Path, studio: Studio, judge: Judge, run: Path
 ) -> GRPOTrainer:
     """Everything that a run needs, at its beginning. Raises SettingError where the groups do not fill an update."""
-    weights, processor = open_vlm(model, torch.float32)
+    weights, processor = open_vlm(model, recipe.precision, recipe.lora)
     acting(processor)
     try:
         args = arguments(recipe, weights, run)
@@ -306,10 +324,10 @@ def main() -> None:
     controller, verifier = load_judges(choice)
     studio = Studio(load_generator(choice), verifier, recipe.loop(), recipe.image_side)
     judge = open_judge(recipe, Choice(options.generator, options.judge or options.verifier))
-    goals = [with_checklist(given, controller) for given in read_goals(options.goals)]
+    goals = open_goals(options.goals, controller, options.run)
     trainer = trainer_of(recipe, open_dataset(goals, recipe.seed), options.model, studio, judge, options.run)
     trainer.train(resume_from_checkpoint=checkpoint)
-    publish(trainer, options.model, options.out, torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
+    publish(trainer, options.model, options.out, recipe.precision)
     print(f"Use it with: clvr generate … --vlm transformers:{options.out}")
 
 

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -29,7 +29,7 @@ from clvr.vlm.wire import shrunk
 from .chat import asked, conversation, pictures, side_within, turn
 from .data.records import Record, read
 from .recipe import load
-from .vlm import Log, LoRA, open_vlm, prepare, publish
+from .vlm import Log, LoRA, Precision, open_vlm, prepare, publish
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -53,7 +53,7 @@ class VLMRecipe:
     """Forward passes an update."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """bf16 computes in bf16 over fp32 weights: 16 bytes a parameter with AdamW, 140 GB for the 8B without a LoRA."""
     lora: LoRA | None = None
     """Adapters instead of all parameters; they are merged into the published model."""
@@ -159,8 +159,8 @@ def forget(labels: torch.Tensor, learned: Sequence[bool]) -> None:
 
 def collator(processor: Qwen3VLProcessor) -> Decisions:
     """Raises WeightsError for a chat template in which the assistant's tokens cannot be told apart."""
-    template = None
-    if not has_generation_markers(processor.chat_template):
+    template, own = None, processor.chat_template
+    if own is None or not has_generation_markers(own):
         try:
             template = get_training_chat_template(processor)
         except ValueError as error:
@@ -173,7 +173,7 @@ def collator(processor: Qwen3VLProcessor) -> Decisions:
 
 def trainer_of(recipe: VLMRecipe, data: Dataset, model: str | Path, run: Path) -> SFTTrainer:
     """Everything that a run needs, at its beginning."""
-    weights, processor = open_vlm(model, torch.float32)
+    weights, processor = open_vlm(model, recipe.precision, recipe.lora)
     return SFTTrainer(
         weights,
         arguments(recipe, run),
@@ -224,7 +224,7 @@ def main() -> None:
     checkpoint = prepare(options.run, options.out, recipe)
     trainer = trainer_of(recipe, open_dataset(read(options.data), recipe), options.model, options.run)
     trainer.train(resume_from_checkpoint=checkpoint)
-    publish(trainer, options.model, options.out, torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
+    publish(trainer, options.model, options.out, recipe.precision)
     print(f"Use it with: clvr generate … --vlm transformers:{options.out}")
 
 

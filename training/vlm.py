@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from transformers import (
     Qwen3VLForConditionalGeneration,
@@ -31,6 +32,7 @@ from .trackers import CsvTracker
 
 SETTINGS = "recipe.json"
 LOG = "log.csv"
+Precision = Literal["bf16", "fp32"]
 LAYERS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 """Every linear layer of the language model; the vision tower stays as it is."""
 
@@ -58,9 +60,12 @@ class LoRA:
         )
 
 
-def open_vlm(model: str | Path, dtype: torch.dtype) -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
-    """From a folder or a hub id, ready to be trained. Raises what `clvr.vlm.local.load` raises."""
-    opened = load(model, dtype)
+def open_vlm(
+    model: str | Path, precision: Precision, lora: LoRA | None
+) -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
+    """From a folder or a hub id, ready to be trained: in fp32, or in bf16 where that computes in bf16 and learns
+    nothing itself. Raises what `clvr.vlm.local.load` raises."""
+    opened = load(model, torch.bfloat16 if lora and precision == "bf16" else torch.float32)
     return opened.model.train(), opened.processor
 
 
@@ -78,7 +83,8 @@ def prepare(run: Path, out: Path, recipe: Any) -> str | None:  # noqa: ANN401
             f"The run in {run} was begun with other settings: {', '.join(changed)}.",
             "Go on with its own recipe, or name another folder with --run.",
         )
-    write_atomic(file, json.dumps(wanted, indent=2).encode())
+    if not file.is_file() and PartialState().is_main_process:
+        write_atomic(file, json.dumps(wanted, indent=2).encode())
     return last_checkpoint(run)
 
 
@@ -93,10 +99,11 @@ def last_checkpoint(run: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.partition("-")[2]))) if complete else None
 
 
-def publish(trainer: Trainer, source: str | Path, out: Path, dtype: torch.dtype) -> None:
+def publish(trainer: Trainer, source: str | Path, out: Path, precision: Precision) -> None:
     """The trained model, adapters merged, beside the untouched processor of `source`: a folder that
     `clvr.vlm.local` opens. It appears whole or not at all."""
-    weights = trainer.accelerator.get_state_dict(trainer.model)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    weights: Any = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.accelerator.is_main_process:
         return
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
