@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TextIO, TypeVar
 
 from .lockstep import Lockstep, Painter
 
@@ -22,8 +22,10 @@ class Result(Protocol):
 R = TypeVar("R", bound=Result)
 
 
-def fill(book: Path, kind: type[R], jobs: Mapping[int, Callable[[], R]], painter: Painter, name: str) -> None:
-    """Run what the book does not hold yet, by the task's number; every result is written as it comes."""
+def fill(
+    book: Path, kind: type[R], jobs: Mapping[int, Callable[[], R]], painter: Painter, name: str, width: int = 96
+) -> None:
+    """Run what the book does not hold yet, by task number, `width` at a time; a result is written as it comes."""
     done = {row.task for row in read(book, kind)}
     left = [job for task, job in jobs.items() if task not in done]
     if not left:
@@ -35,15 +37,19 @@ def fill(book: Path, kind: type[R], jobs: Mapping[int, Callable[[], R]], painter
         def keep(result: R) -> None:
             nonlocal count
             count += 1
-            out.write(json.dumps(vars(result)) + "\n")
-            out.flush()
+            write(out, result)
             spent = time.monotonic() - began
             if sys.stderr.isatty():
                 print(f"\r{name}: {count}/{len(left)}, {spent * (len(left) / count - 1):.0f} s left ", end="")
 
-        Lockstep(painter).run(left, keep)
+        Lockstep(painter, width).run(left, keep)
     start = "\r" if sys.stderr.isatty() else ""
     print(f"{start}{name}: {len(left)} runs in {time.monotonic() - began:.0f} s{' ' * 20 if start else ''}", flush=True)
+
+
+def write(book: TextIO, result: Result) -> None:
+    book.write(json.dumps(vars(result)) + "\n")
+    book.flush()
 
 
 def read(book: Path, kind: type[R]) -> list[R]:
