@@ -159,15 +159,14 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost_or_doubled(dat
 
 
 def test_a_prompt_that_kills_every_worker_is_given_up_and_tried_again_by_the_next_start(tmp_path):
-    config = dataclasses.replace(CONFIG, prompts=PromptConfig(world=2))
-    deadly, *others = plan(config).prompts
-    statistics = run(on(config, "cpu", "cpu"), tmp_path, quiet, DeadlyWorker)
-    assert statistics.kept == 0 or deadly.text.startswith("a")
+    config = dataclasses.replace(CONFIG, prompts=PromptConfig(world=1))
+    (deadly,) = plan(config).prompts
+    assert run(on(config, "cpu", "cpu"), tmp_path, quiet, DeadlyWorker).kept == 0
     with Folder(tmp_path, config) as folder:
         outcome = folder.outcome(deadly)
         assert outcome.gate == CRASHED
         assert outcome.reason == f"{DEATHS + 1} workers died over it"
-    assert run(config, tmp_path, quiet, PaintingWorker).kept == 2
+    assert run(config, tmp_path, quiet, PaintingWorker).kept == 1
 
 
 @pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu")])
@@ -235,11 +234,11 @@ def test_damage_to_a_dataset_is_named_with_file_and_line(dataset, tmp_path):
 def test_a_picture_that_lacks_or_is_none_is_named_with_its_record(dataset, tmp_path):
     (tmp_path / "shard-00000.jsonl").write_bytes(shards(dataset)[0].read_bytes())
     record = next(read(tmp_path))
-    with pytest.raises(MissingFileError, match="shard-00000.jsonl line 1: There is no image"):
+    with pytest.raises(MissingFileError, match=r"shard-00000.jsonl line 1: There is no image"):
         record.image(0)
     record.path(0).parent.mkdir(parents=True)
     record.path(0).write_text("no picture")
-    with pytest.raises(ImageError, match="shard-00000.jsonl line 1: .* is not an image"):
+    with pytest.raises(ImageError, match=r"shard-00000.jsonl line 1: .* is not an image"):
         record.image(0)
     Image.new("RGB", (8, 8)).save(record.path(0))
     assert record.image(0).size == (8, 8)

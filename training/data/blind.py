@@ -21,12 +21,14 @@ def prefer(judge: Comparer, mine: Image, other: Image, goal: Goal, orders: rando
     first = orders.random() < 0.5
     shown = (mine, other) if first else (other, mine)
     said = judge.prefer(*shown, goal)
+    usage = said.usage
     while said.first is None and tries > 1:
         said, tries = judge.prefer(*shown, goal), tries - 1
+        usage += said.usage
     note = "; ".join(evidence.note for evidence in said.evidence if evidence.note)
     if said.first is None:
-        return Vote(judge.name, first, 0.5, f"cannot tell: {note}" if note else "cannot tell")
-    return Vote(judge.name, first, said.first if first else 1 - said.first, note)
+        return Vote(judge.name, first, 0.5, f"cannot tell: {note}" if note else "cannot tell", usage)
+    return Vote(judge.name, first, said.first if first else 1 - said.first, note, usage)
 
 
 def ballot(judges: Sequence[Comparer], mine: Image, baseline: Image, goal: Goal, seed: int) -> tuple[Vote, ...]:

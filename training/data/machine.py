@@ -19,7 +19,7 @@ from clvr.errors import ContextLimitError, FormatError, GrammarError, VLMConnect
 from clvr.images import to_rgb
 from clvr.loop import candidate_seed
 from clvr.ports import Album, Comparer, Controller, Generator, Size, Verifier
-from clvr.trajectory import Candidate, Check, Cost, Decision, Goal, Step, Trajectory, Verdict
+from clvr.trajectory import Candidate, Check, Cost, Decision, Goal, Step, Trajectory, Usage, Verdict
 
 from .blind import prefer
 from .states import Entry, State, Tool, tool_of
@@ -221,7 +221,10 @@ class Machine:
         """Gives up where every judge finds the edit worse than what it was made from."""
         judges = self.cast.judges if self.rules.guard else ()
         one, other = self.album[before.label], self.album[after.label]
+        began = perf_counter()
         votes = [prefer(judge, one, other, self.goal, self.orders) for judge in judges]
+        spent = sum((vote.usage for vote in votes), Usage())
+        self.cost += Cost(seconds={"verify": perf_counter() - began}, usage=spent)
         if votes and all(vote.preferred > 0.5 for vote in votes):
             raise _GivenUpError("degraded", f"every judge finds {before.label} better than {after.label}")
 

@@ -19,7 +19,7 @@ from clvr.report.pictures import thumbnail
 
 from .config import EngineConfig
 from .dedup import KINDS, Dropped
-from .records import parse
+from .records import Vote, parse
 from .statistics import Rate, Statistics
 from .work import Outcome, Try
 
@@ -103,7 +103,7 @@ def _tables(statistics: Statistics, dropped: Sequence[Dropped]) -> Markup:
     return el(
         "div",
         _rates("gates", "Gates, in order", "Gate", statistics.gates),
-        _rates("drawings", "Drawings that passed passive verification", "Drawing", statistics.drawings),
+        _rates("drawings", "Drawings, verified passively", "Drawing", statistics.drawings),
         _rates("tags", "Kept, by kind of prompt", "Kind", statistics.tags),
         *small,
         _copies(statistics, dropped),
@@ -138,10 +138,9 @@ def _copies(statistics: Statistics, dropped: Sequence[Dropped]) -> Markup:
     counted = [f"{kind}: {statistics.dropped[kind]:,}" for kind in KINDS if kind in statistics.dropped]
     near = sorted((d for d in dropped if "near" in d.kind), key=lambda d: -d.similarity)[:_COPIES]
     rows = [(d.prompt.text, f"{d.similarity:.2f}", d.like, d.place) for d in near]
-    table = _section("copies", "Copies left out", ("Candidate", "Likeness", "Like", "Where"), rows)
-    listed = el("ul", *(el("li", line) for line in counted), class_="facts")
-    title = el("h2", "Copies left out") if not rows else NOTHING
-    return el("div", table, title, listed)
+    table = _section("nearest", "Nearest of the copies", ("Candidate", "Likeness", "Like", "Where"), rows)
+    listed = el("p", "Copies left out: ", "; ".join(counted), ".", class_="quiet")
+    return el("div", listed, table, class_="copies")
 
 
 def _sampled(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -177,11 +176,15 @@ def _entry(outcome: Outcome, gate: int, folder: Path) -> Markup:
     words.append(el("p", " · ".join(fact for fact in facts if fact), class_="quiet"))
     if outcome.gate:
         words.append(el("p", f"{outcome.gate}: {outcome.reason}", class_="wrong", dir="auto"))
-    votes = [f"{vote.judge}: {vote.word} ({vote.note})" if vote.note else vote.judge for vote in outcome.votes]
-    words += [el("p", line, class_="quiet") for line in votes]
+    words += [el("p", _said(vote), class_="quiet") for vote in outcome.votes]
     about = el("div", *words, _thoughts(outcome, folder), *_log(outcome.tries[-1:]), class_="about")
     state = "fail" if outcome.gate else "pass"
     return el("article", _strip(outcome, folder), about, class_=f"entry {state} gate-{gate}", id=f"p-{outcome.id}")
+
+
+def _said(vote: Vote) -> str:
+    shown = f"shown {'first' if vote.first else 'second'}"
+    return f"{vote.judge}: {vote.word} ({shown}: {vote.note})" if vote.note else f"{vote.judge}: {vote.word} ({shown})"
 
 
 def _strip(outcome: Outcome, folder: Path) -> Markup:

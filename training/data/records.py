@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clvr.context import EXTRA, from_sharegpt
 from clvr.errors import ClvrError, FormatError, ImageError, MissingFileError
 from clvr.images import load_image
-from clvr.trajectory import Action, Check, Trajectory, decode
+from clvr.trajectory import Action, Check, Trajectory, Usage, decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +47,7 @@ class Vote:
     first: bool
     preferred: float
     note: str = ""
+    usage: Usage = Usage()
 
     @property
     def word(self) -> str:

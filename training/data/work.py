@@ -16,7 +16,7 @@ from clvr.errors import ContextLimitError, GrammarError, VLMConnectionError, VLM
 from clvr.images import png_bytes, to_rgb
 from clvr.models import BUILTIN, Choice, load_client, load_generator, load_judges
 from clvr.ports import Album, Generator, release
-from clvr.trajectory import Cost, Decision, Goal, Trajectory
+from clvr.trajectory import Cost, Decision, Goal, Trajectory, Usage
 
 from .blind import ballot, unanimous
 from .candidates import Prompt
@@ -167,8 +167,8 @@ class Making:
         size = self._config.rules.size or self._cast.generator.default_size
         began = perf_counter()
         try:
-            asked = context.build(Trajectory(goal), decision, Album())
-            drawing = self._cast.generator.draw(asked, size, (attempt_seed(seed, self._prompt, -1),))
+            conditions = context.build(Trajectory(goal), decision, Album())
+            drawing = self._cast.generator.draw(conditions, size, (attempt_seed(seed, self._prompt, -1),))
         except ContextLimitError as error:
             return self._left_out("context", str(error))
         self._spend(Cost(drawing.nfe, {"draw": perf_counter() - began}))
@@ -176,7 +176,8 @@ class Making:
         mine, baseline = album[straight.steps[-1].label], to_rgb(drawing.images[0])
         began = perf_counter()
         votes = ballot(self._cast.judges, mine, baseline, goal, seed)
-        self._spend(Cost(seconds={"verify": perf_counter() - began}))
+        asked = sum((vote.usage for vote in votes), Usage())
+        self._spend(Cost(seconds={"verify": perf_counter() - began}, usage=asked))
         self._outcome = dataclasses.replace(self._outcome, votes=votes)
         self._keep_baseline(png_bytes(baseline), unanimous(votes))
         if not unanimous(votes):
