@@ -267,7 +267,8 @@ class Told:
         for name, prefix in (("reward", ""), ("reward_t2i", "t2i"), ("reward_i2i", "i2i")):
             known = [r for kind, verdict in self.verdicts if kind.startswith(prefix) for r in verdict.known]
             count = run.sum(torch.tensor(float(len(known))))
-            if total := run.sum(torch.tensor(sum(known))) if count else 0.0:
+            total = run.sum(torch.tensor(float(sum(known))))
+            if count:
                 values[name] = total / count
         spreads = [torch.tensor(v.known).std(correction=0) for _, v in self.verdicts if len(v.known) > 1]
         groups = run.sum(torch.tensor(float(len(spreads))))
