@@ -6,8 +6,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from clvr.errors import SettingError
+
+
+class Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What the rows of a batch have in common."""
+        ...
+
+
+T = TypeVar("T", bound=Shaped)
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Item:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What the rows of a batch have in common: sizes, number of references, length of the text."""
+        """Sizes, number of references, length of the text."""
         return self.length, *((p.height, p.width) for p in (self.target, *self.references))
 
     @property
@@ -48,13 +59,13 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[T]):
     """Which samples each step and each process trains on.
 
     batch: samples of a step on all processes together. micro: of one forward. Every epoch sees every sample once;
     a micro-batch is smaller where a bucket does not divide, and the last step of an epoch takes from the next."""
 
-    items: Sequence[Item]
+    items: Sequence[T]
     batch: int
     micro: int
     seed: int
