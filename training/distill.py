@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +29,6 @@ from torch import nn
 
 from clvr.devices import choose_dtype
 from clvr.errors import ClvrError, SettingError
-from clvr.files import write_atomic
 from clvr.flux2.folder import Folder, find
 from clvr.flux2.loading import check_architecture
 
@@ -215,9 +212,8 @@ class Trainer:
             state = self.transformer.state_dict()
             weights = collect(state.items(), stored_dtype(self.folder), self.run.main)
         if self.run.main:
-            publish(self.folder, weights, out / "model", {"is_distilled": True})
-            drawing = dataclasses.replace(self.folder.sampling, steps=self.config.steps, guidance=1.0)
-            write_atomic(out / "model" / "clvr.json", json.dumps(asdict(drawing), indent=2).encode() + b"\n")
+            drawing = {"steps": self.config.steps, "guidance": 1.0}
+            publish(self.folder, weights, out / "model", {"is_distilled": True}, drawing)
 
 
 def prompts(config: DistillConfig, data: Path | None) -> list[teacher.Prompt]:
