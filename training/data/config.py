@@ -48,7 +48,9 @@ class CastConfig:
     """Who draws, plans, verifies and judges, as `clvr generate` names them: `model` builtin, a klein folder or a hub
     id; `vlm` builtin, the address of a server, or transformers:FOLDER. `verifiers`: who verifies, as --judge; none is
     the one who plans. `judges`: who compares with the baseline, each a VLM's address (address#model), or `scores` and
-    `objects`, which measure in the built-in world. `narrator`: log or vlm."""
+    `objects`, which measure in the built-in world. `narrator`: log or vlm. `batch`: prompts that are worked on at the
+    same time, their drawings in shared batches (`training.lockstep`), on one device and with the built-in planner; 0 is
+    the generator that ComfyUI and the command line use."""
 
     model: str = "builtin"
     vlm: str = "builtin"
@@ -61,6 +63,7 @@ class CastConfig:
     agreement: str = "all"
     judges: tuple[str, ...] = ("scores", "objects")
     narrator: Literal["log", "vlm"] = "log"
+    batch: int = 0
 
     def __post_init__(self) -> None:
         if len(self.judges) < 2:
@@ -126,5 +129,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.run.threads > 1 and self.cast.vlm.startswith(TRANSFORMERS):
             raise SettingError("A VLM in this process takes one call at a time.", "Set run.threads to 1.")
+        run = self.run
+        if self.cast.batch and (self.cast.vlm != BUILTIN or run.ray or len(run.devices) > 1 or run.threads > 1):
+            told = "cast.batch draws on one device, for the built-in planner, without run.threads or run.ray."
+            raise SettingError(told, "Set it to 0.")
         if self.shard < 1:
             raise SettingError(f"shard is {self.shard}.", "Give a number from 1.")

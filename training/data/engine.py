@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -74,9 +75,13 @@ def _make(config: EngineConfig, planned: Plan, left: list[Prompt], folder: Folde
         folder.keep(made)
         teller.tell(made)
 
+    jobs = [Job(prompt, prompt.id in shown) for prompt in left]
+    if config.cast.batch:
+        in_batches(config, jobs, keep)
+        return
     crew = hire(config, opener)
     try:
-        dispatch(crew, (Job(prompt, prompt.id in shown) for prompt in left), config.run.threads, keep)
+        dispatch(crew, jobs, config.run.threads, keep)
     finally:
         crew.close()
 
@@ -92,6 +97,27 @@ def hire(config: EngineConfig, opener: Opener) -> Crew:
     if others:
         return Processes(opener, config)
     return Threads(opener(config, device), config.run.threads)
+
+
+def in_batches(config: EngineConfig, jobs: Sequence[Job], keep: Callable[[Made], None]) -> None:
+    """Every job through `keep` once, drawings of equal shape going through the model together. Raises what a folder
+    of weights raises, and what a job raises."""
+    from clvr import builtin
+    from clvr.devices import choose_device
+    from clvr.flux2.folder import find
+
+    from ..folder import open_sampler
+    from ..lockstep import Lockstep, Painter
+
+    (device,) = config.run.devices
+    found = find(builtin.PATH if config.cast.model == BUILTIN else config.cast.model)
+    sampling = found.sampling.chosen(config.cast.steps, config.cast.guidance)
+    sampler = open_sampler(found.path, choose_device(device))
+    guidance = 1.0 if found.distilled else sampling.guidance
+    painter = Painter(sampler, sampling.steps, guidance, sampling.width)
+    worker = EngineWorker(config, device, painter)
+    calls = (partial(worker.make, job.prompt, job.shown) for job in jobs)
+    Lockstep(painter, config.cast.batch).run(calls, keep)
 
 
 class _Teller:

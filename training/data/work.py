@@ -99,11 +99,12 @@ def choice_of(config: CastConfig, device: str) -> Choice:
 
 
 class EngineWorker:
-    """`Worker` of a configuration, on a device. Models are loaded with the first prompt."""
+    """`Worker` of a configuration, on a device. Models are loaded with the first prompt; `painter` is a generator that
+    may be shared by threads."""
 
-    def __init__(self, config: EngineConfig, device: str) -> None:
+    def __init__(self, config: EngineConfig, device: str, painter: Generator | None = None) -> None:
         self._config = config
-        generator = Shared(lambda: load_generator(choice_of(config.cast, device)))
+        generator = painter or Shared(lambda: load_generator(choice_of(config.cast, device)))
         self._crew = PerWorker(lambda: open_crew(config.cast, device, generator))
 
     def make(self, prompt: Prompt, shown: bool) -> Made:
@@ -202,7 +203,7 @@ class Making:
 
     def _provenance(self, attempt: Attempt) -> Provenance:
         cast, config = self._cast, self._config
-        settings = {"rounds": str(config.rules.rounds), "attempts": str(config.rules.attempts)}
+        told = {"model": config.cast.model, "rounds": config.rules.rounds, "attempts": config.rules.attempts}
         return Provenance(
             prompt=self._prompt.source,
             engine=f"comfyui-clvr {__version__}",
@@ -213,7 +214,7 @@ class Making:
             seed=attempt.trajectory.seed,
             attempt=len(self._outcome.tries) - 1,
             votes=self._outcome.votes,
-            settings=settings,
+            settings={name: str(value) for name, value in told.items()},
         )
 
     def _left_out(self, gate: str, reason: str) -> Made:
