@@ -11,7 +11,8 @@ into it at one fixed scale (arXiv 2210.03142, section 3.2), in the velocity form
 (PeRFlow, arXiv 2405.07510), which also learns points on the straight line inside a step.
 
 The teacher's trajectories are drawn once, into RUN/teacher. RUN/model is a klein folder that draws in that many steps
-without guidance; `clvr merge` takes it as the distilled model of MODEL. Without --data the prompts come from the
+without guidance; `clvr merge` takes it as the distilled model of MODEL. RUN/sheets/base.png and student.png show both
+at that many steps, beside the teacher. Without --data the prompts come from the
 built-in world's grammar. A second call goes on where the first one stopped, with the same losses.
 """
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from clvr.devices import choose_dtype
@@ -32,7 +34,7 @@ from clvr.errors import ClvrError, SettingError
 from clvr.flux2.folder import Folder, find
 from clvr.flux2.loading import check_architecture
 
-from . import teacher
+from . import distill_sheets, teacher
 from .buckets import Place, Plan
 from .checkpoints import OptimizerState, Weights
 from .config import DataConfig
@@ -44,6 +46,9 @@ from .recipe import load, plain
 from .runs import OptimConfig, Run, RunConfig, duration, generator
 from .sharding import load_transformer
 from .teacher import Archive, Item, Teacher, Trajectories
+
+_SHOWN = 10
+"""Prompts of a sheet."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,16 @@ def loss(model: nn.Module, made: Samples, found: Trajectories) -> torch.Tensor:
     return (v.float() - made.target).square().mean((1, 2))
 
 
+def student(model: nn.Module, found: Trajectories, knots: torch.Tensor) -> Latents:
+    """What the student draws from the trajectories' noise."""
+    noise = Latents(found.tokens[:, 0], found.height, found.width)
+    return sample(model, noise, knots, found.context, found.references)
+
+
 def distance(model: nn.Module, found: Trajectories, knots: torch.Tensor) -> torch.Tensor:
     """Squared distance of the student's pictures from the teacher's, over the teacher's own square, for each row."""
-    start, *_, end = found.tokens.unbind(1)
-    drawn = sample(model, Latents(start, found.height, found.width), knots, found.context, found.references)
+    end = found.tokens[:, -1]
+    drawn = student(model, found, knots)
     return (drawn.tokens.float() - end).square().sum((1, 2)) / end.square().sum((1, 2))
 
 
@@ -146,8 +157,24 @@ class Trainer:
             if now - told >= self.config.run.report_seconds:
                 told, left = now, (now - began) / (done + 1) * (total - done - 1)
                 self.run.say(f"the teacher draws: batch {done + 1}/{total}  left {duration(left)}")
+        self.show("base")
         self.archive.encodings.close()
         self.run.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def show(self, name: str) -> None:
+        """RUN/sheets/NAME.png: what the weights draw for the first held prompts, next to the teacher's pictures."""
+        shown, decode = self.held[:_SHOWN], self.archive.encodings.encoders.decode
+        pairs: list[tuple[Image.Image, Image.Image]] = []
+        for item in shown:
+            found = self.archive.read([item], self.run.device)
+            with self.run.autocast():
+                made = student(self.transformer, found, self.archive.knots)
+            pairs.append((decode(made.like(found.tokens[:, -1]))[0], decode(made)[0]))
+        if self.run.main:
+            path = self.run.folder / "sheets" / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            distill_sheets.sheet([item.prompt.text for item in shown], *zip(*pairs, strict=True)).save(path)
 
     def train(self) -> None:
         if self.config.gradient_checkpointing:
@@ -209,10 +236,12 @@ class Trainer:
     def publish(self, out: Path) -> None:
         """RUN/model, with the averaged weights where the recipe has an average."""
         with self.average.swapped() if self.average else contextlib.nullcontext():
+            self.show("student")
             state = self.transformer.state_dict()
             weights = collect(state.items(), stored_dtype(self.folder), self.run.main)
         if self.run.main:
             drawing = {"steps": self.config.steps, "guidance": 1.0}
+            distill_sheets.curve(out / "log.csv").save(out / "curve.png")
             publish(self.folder, weights, out / "model", {"is_distilled": True}, drawing)
 
 
