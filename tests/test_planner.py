@@ -72,7 +72,7 @@ def studio(generator=None, verifier=None, rounds=2):
 
 def begun(given=GOAL, **parts):
     run = Rollout(studio(**parts))
-    run.reset(given.pack(), 0)
+    run.reset(given=given.pack(), seed=0)
     return run
 
 
@@ -85,7 +85,7 @@ def texts(blocks):
 
 def test_what_the_planner_is_shown_is_the_controllers_next_turn():
     run = Rollout(studio(rounds=3))
-    opened = run.reset(GOAL.pack(), 0)
+    opened = run.reset(given=GOAL.pack(), seed=0)
     assert texts(opened) == "\n".join(history(run.state.trajectory, run.state.album)[1].parts)
     seen = run.decide(dump_decision(DRAW_BLUE))
     assert [b["type"] for b in seen] == ["text", "image", "text"]
@@ -136,7 +136,7 @@ def test_what_fails_in_a_tool_ends_the_training_instead_of_being_told_to_the_mod
         run.decide(dump_decision(DRAW_RED))
     with pytest.raises(SettingError, match="on fire"):
         Reward(ByChecks(Looker()), RECIPE)([run], log)
-    run.reset(GOAL.pack(), 0)
+    run.reset(given=GOAL.pack(), seed=0)
     assert Reward(ByChecks(Looker()), RECIPE)([run], log) == [0.0]
 
 

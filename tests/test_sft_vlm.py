@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -317,18 +318,27 @@ def test_the_command_trains_a_lora_and_publishes_it_merged(folder, data, tmp_pat
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
+def launched(count, module, *flags):
+    """Exit codes of a module that runs in so many processes, as a launcher starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", module, *flags]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    processes = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, **common, **rank}) for rank in ranks]
+    return [process.wait() for process in processes]
+
+
 def test_two_processes_lose_what_one_does(folder, data, tmp_path):
     fields = {"steps": 2, "lr": 1e-3, "precision": "fp32", "workers": 0, "image_side": 64, "log_every": 1}
     recipe = recipes.parse({**fields, "accumulation": 2}, VLMRecipe)
     alone = trainer_of(recipe, open_dataset(read(data), recipe), folder, tmp_path / "alone")
     alone.train()
     (tmp_path / "r.yaml").write_text(json.dumps({**fields, "accumulation": 1}))
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "training.sft_vlm"]
     paths = {name: tmp_path / name for name in ("out", "run")}
     paths |= {"recipe": tmp_path / "r.yaml", "data": data, "model": folder}
     flags = [str(x) for name, path in paths.items() for x in (f"--{name}", path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run([sys.executable, "-m", *launch, *flags], check=True, cwd=ROOT, env=environment)
+    assert launched(2, "training.sft_vlm", *flags) == [0, 0]
     rows = [row for row in trackers.read(tmp_path / "run" / "log.csv") if row["loss"]]
     expected = [entry for entry in alone.state.log_history if "loss" in entry]
     assert [float(row["num_tokens"]) for row in rows] == [entry["num_tokens"] for entry in expected]

@@ -97,12 +97,12 @@ class Rollout:
         self._state: State | None = None
         self._fault: BaseException | None = None
 
-    def reset(self, given: str, seed: int, **_: object) -> list[dict[str, Any]]:
-        """The user's turn that opens the conversation."""
-        task = Given.unpack(given)
+    def reset(self, **row: Any) -> Any:  # noqa: ANN401
+        """The user's turn that opens the conversation, from a row of the dataset: `given` and `seed`."""
+        task = Given.unpack(row["given"])
         nobody = _Written(Decision("stop"))
         self._fault = None
-        self._state = loop.start(task.goal, task.images(), nobody, self._studio.settings, seed)
+        self._state = loop.start(task.goal, task.images(), nobody, self._studio.settings, row["seed"])
         return self._newest()
 
     def decide(self, reply: str) -> list[dict[str, Any]]:

@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
-from accelerate import PartialState
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -39,7 +37,7 @@ from clvr.vlm.rating import VLMRater
 from .director import HIGHEST, ByChecks, ByRubric, Judge, reward
 from .environment import RESPONSE, Given, Rollout, Studio, final, opening
 from .recipe import load
-from .vlm import Log, LoRA, Precision, open_vlm, prepare, publish
+from .vlm import Log, LoRA, Precision, on_cpu, open_vlm, prepare, processes, publish
 
 GOALS = "goals.jsonl"
 TEMPLATE = """{%- for message in messages %}
@@ -203,7 +201,7 @@ def open_goals(file: Path, controller: Controller, run: Path) -> list[Given]:
     """The goals with their checklists, which are made once a run. Raises SettingError where the run was begun with
     other goals, and what `read_goals` and `with_checklist` raise."""
     goals, kept = list(read_goals(file)), run / GOALS
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         if not kept.is_file():
             made = [with_checklist(given, controller) for given in tqdm(goals, "Checklists", disable=None)]
             write_atomic(kept, "\n".join(given.pack() for given in made).encode())
@@ -292,7 +290,8 @@ def arguments(recipe: PlannerRecipe, model: Qwen3VLForConditionalGeneration, run
         bf16=recipe.precision == "bf16",
         gradient_checkpointing=recipe.checkpointing,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=on_cpu(),
+        dataloader_pin_memory=not on_cpu(),
         save_steps=recipe.checkpoint_every,
         save_total_limit=2,
         logging_steps=recipe.log_every,

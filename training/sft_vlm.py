@@ -29,7 +29,7 @@ from clvr.vlm.wire import shrunk
 from .chat import asked, conversation, pictures, side_within, turn
 from .data.records import Record, read
 from .recipe import load
-from .vlm import Log, LoRA, Precision, open_vlm, prepare, publish
+from .vlm import Log, LoRA, Precision, on_cpu, open_vlm, prepare, publish
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -202,7 +202,8 @@ def arguments(recipe: VLMRecipe, run: Path) -> SFTConfig:
         assistant_only_loss=True,
         remove_unused_columns=False,
         dataloader_num_workers=recipe.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=on_cpu(),
+        dataloader_pin_memory=not on_cpu(),
         save_steps=recipe.checkpoint_every,
         save_total_limit=2,
         logging_steps=recipe.log_every,

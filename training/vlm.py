@@ -69,6 +69,15 @@ def open_vlm(
     return opened.model.train(), opened.processor
 
 
+def on_cpu() -> bool:
+    return not torch.accelerator.is_available()
+
+
+def processes() -> PartialState:
+    """Those of this training, of which this is one. Several on CPUs are not found where that is not said."""
+    return PartialState(cpu=on_cpu())
+
+
 def prepare(run: Path, out: Path, recipe: Any) -> str | None:  # noqa: ANN401
     """The checkpoint that a run goes on from, None for a new run; writes down the recipe.
 
@@ -83,7 +92,7 @@ def prepare(run: Path, out: Path, recipe: Any) -> str | None:  # noqa: ANN401
             f"The run in {run} was begun with other settings: {', '.join(changed)}.",
             "Go on with its own recipe, or name another folder with --run.",
         )
-    if not file.is_file() and PartialState().is_main_process:
+    if not file.is_file() and processes().is_main_process:
         write_atomic(file, json.dumps(wanted, indent=2).encode())
     return last_checkpoint(run)
 
