@@ -186,6 +186,14 @@ def test_a_ray_cluster_with_a_killed_worker_loses_nothing_and_doubles_nothing(da
     assert sum(line.startswith("[") for line in kept) == 8
 
 
+def test_the_built_in_model_draws_for_several_prompts_in_shared_batches(tmp_path):
+    cast = dataclasses.replace(CONFIG.cast, steps=1, batch=2)
+    config = dataclasses.replace(CONFIG, prompts=PromptConfig(world=2), cast=cast, rules=RuleConfig(attempts=1))
+    statistics = run(config, tmp_path, quiet)
+    assert statistics.unfinished == 0
+    assert statistics.spent.nfe == 2 * statistics.pictures >= 4
+
+
 def test_a_prompt_gets_a_fresh_start_after_a_failed_drawing():
     outcome = made("a red circle above a blue square", Painter(slips=(1,))).outcome
     assert not outcome.gate

@@ -100,6 +100,7 @@ def test_one_judge_who_is_not_convinced_is_enough_to_leave_a_trajectory_out():
         ("rules: {rounds: 0}", "rules.rounds is 0"),
         ("run: {devices: []}", "Nobody would work"),
         ("{run: {threads: 2}, cast: {vlm: 'transformers:x'}}", "one call at a time"),
+        ("{run: {threads: 2}, cast: {batch: 8}}", "cast.batch draws on one device"),
         ("prompts: {world: 0}", "There are no prompts"),
     ],
 )

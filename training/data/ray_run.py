@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import ray
 from ray.actor import ActorProxy
@@ -18,7 +17,6 @@ from .crews import Done, Job, Opener, attempt
 from .work import Made
 
 LOCAL = "local"
-ROOT = Path(__file__).parents[2]
 
 
 class Actor:
@@ -82,9 +80,9 @@ def connect(address: str, workers: int) -> None:
     """Join the cluster at `address`; 'local' starts one on this machine, without dashboard or usage statistics.
     Raises SettingError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}}
     if address == LOCAL:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: no share of a busy machine
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         return
     try:
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
