@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -66,68 +65,76 @@ def whole(tmp_path_factory, model, data):
     return out
 
 
-def command(folder, model, data, out, config=CONFIG, launch=()):
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(json.loads(json.dumps(plain(config)))))
-    program = ["-m", "training.sft_dit", "--recipe", recipe, "--data", data, "--model", model, "--out", out]
-    return [sys.executable, *launch, *map(str, program)]
+def recipe(path, config):
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(plain(config)))))
+    return path
 
 
-def two():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = [
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
+def command(folder, model, data):
+    """One process, by the command line."""
+    options = {"recipe": recipe(folder / "recipe.yaml", CONFIG), "data": data, "model": model, "out": folder / "out"}
+    return [
+        sys.executable,
+        "-m",
+        "training.sft_dit",
+        *(word for k, v in options.items() for word in (f"--{k}", str(v))),
     ]
-    return ["-m", "accelerate.commands.launch", *options, "--main_process_port", str(port)]
 
 
-def run(arguments):
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, model, data):
+    """The folders of two runs by two processes: with a copy of the model each, and with shares of one."""
+    folder = tmp_path_factory.mktemp("two")
+    shared = dataclasses.replace(CONFIG, run=dataclasses.replace(CONFIG.run, shard=True))
+    pairs = []
+    for name, config in (("copied", CONFIG), ("shared", shared)):
+        pairs += [recipe(folder / f"{name}.yaml", config), folder / name]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.sft_worker"]
     done = subprocess.run(
-        arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900
+        [sys.executable, *launch, *map(str, (model, data, *pairs))],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    assert done.stdout.count("on 2 processes") == 2
+    return folder
 
 
 def column(out, name="loss"):
     return [float(row[name]) for row in read_log(out / "log.csv")]
 
 
-def test_two_processes_give_the_losses_and_weights_of_one(whole, model, data, tmp_path):
-    said = run(command(tmp_path, model, data, tmp_path / "out", launch=two()))
-    assert said.count("samples in") == 1
-    assert column(tmp_path / "out") == pytest.approx(column(whole), rel=1e-5)
-    assert column(tmp_path / "out", "gradient") == pytest.approx(column(whole, "gradient"), rel=1e-3)
-    ours, theirs = (load_file(out / WEIGHTS) for out in (tmp_path / "out", whole))
+def assert_equal_runs(out, whole):
+    assert column(out) == pytest.approx(column(whole), rel=1e-5)
+    assert column(out, "gradient") == pytest.approx(column(whole, "gradient"), rel=1e-3)
+    ours, theirs = (load_file(folder / WEIGHTS) for folder in (out, whole))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_that_share_one_model_give_the_same_and_one_goes_on_from_them(whole, model, data, tmp_path):
-    sharded = dataclasses.replace(CONFIG, run=dataclasses.replace(CONFIG.run, shard=True))
-    run(command(tmp_path, model, data, tmp_path / "out", sharded, two()))
-    assert column(tmp_path / "out") == pytest.approx(column(whole), rel=1e-5)
-    assert len(list(tmp_path.glob("out/checkpoints/step-00000002/weights-*"))) == 2
+def test_two_processes_give_the_losses_and_weights_of_one(whole, two_processes):
+    assert_equal_runs(two_processes / "copied", whole)
+    assert len(list(two_processes.glob("copied/checkpoints/step-00000002/weights-*"))) == 1
+    assert len(list(two_processes.glob("copied/checkpoints/step-00000002/random-*"))) == 2
+
+
+def test_two_processes_that_share_one_model_give_the_same_and_one_goes_on_from_them(
+    whole, two_processes, model, data, tmp_path
+):
+    assert_equal_runs(two_processes / "shared", whole)
+    assert len(list(two_processes.glob("shared/checkpoints/step-00000002/weights-*"))) == 2
+    shutil.copytree(two_processes / "shared", tmp_path / "alone")
     for step in (4, 6):
-        shutil.rmtree(tmp_path / "out" / "checkpoints" / f"step-{step:08d}")
-    start(CONFIG, str(model), data, tmp_path / "out")
-    assert column(tmp_path / "out") == pytest.approx(column(whole), rel=1e-5)
-    ours, theirs = (load_file(out / WEIGHTS) for out in (tmp_path / "out", whole))
-    assert all(torch.allclose(ours[k], theirs[k], rtol=1e-3, atol=1e-4) for k in theirs)
+        shutil.rmtree(tmp_path / "alone" / "checkpoints" / f"step-{step:08d}")
+    start(CONFIG, str(model), data, tmp_path / "alone")
+    assert_equal_runs(tmp_path / "alone", whole)
 
 
 def test_a_killed_run_goes_on_with_exactly_the_uninterrupted_losses(whole, model, data, tmp_path):
-    process = subprocess.Popen(command(tmp_path, model, data, tmp_path / "out"), cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(tmp_path, model, data), cwd=ROOT, stdout=subprocess.DEVNULL)
     before = time.monotonic()
     while not (tmp_path / "out" / "checkpoints" / "step-00000002").exists():
         assert process.poll() is None

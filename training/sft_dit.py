@@ -252,7 +252,7 @@ def start(config: SFTConfig, model: str, data: Path, out: Path) -> Path:
         if left_out:
             run.say(f"left out: {left_out} samples whose text is longer than {encodings.encoders.limit} tokens")
         plan = Plan(made, config.batch, config.micro, config.run.seed)
-        run.say(f"{len(made)} samples in {len({i.shape for i in made})} buckets")
+        run.say(f"{len(made)} samples in {len({i.shape for i in made})} buckets, on {run.processes} processes")
         feed = Feed(config, plan, encodings, run.device, folder.sampling.steps)
         if cache:
             feed.fill(run.process, run.processes)
