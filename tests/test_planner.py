@@ -439,12 +439,12 @@ def test_the_command_trains_in_the_built_in_world_and_publishes_what_clvr_opens(
     (tmp_path / "goals.txt").write_text("a red circle\n")
     settings = {**recipes.plain(RECIPE), "steps": 1, "tokens": 8, "checkpoint_every": 5}
     (tmp_path / "r.yaml").write_text(json.dumps(settings))
-    options = {"recipe": "r.yaml", "goals": "goals.txt", "out": "out", "run": "run"}
+    options = {"recipe": "r.yaml", "goals": "goals.txt", "out": "run"}
     flags = [x for name, value in options.items() for x in (f"--{name}", str(tmp_path / value))]
     monkeypatch.setattr("sys.argv", ["planner", *flags, "--model", str(folder)])
     planner.main()
-    assert f"transformers:{tmp_path / 'out'}" in capsys.readouterr().out
-    opened = LocalClient.load(tmp_path / "out")
+    assert f"transformers:{tmp_path / 'run' / 'model'}" in capsys.readouterr().out
+    opened = LocalClient.load(tmp_path / "run" / "model")
     assert opened.qwen.processor.chat_template == LocalClient.load(folder).qwen.processor.chat_template
-    assert "response_template" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
+    assert "response_template" not in (tmp_path / "run" / "model" / "tokenizer_config.json").read_text()
     assert Path(tmp_path / "run" / "log.csv").read_text().startswith("step,")

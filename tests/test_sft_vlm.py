@@ -210,9 +210,9 @@ def trained(folder, data, tmp_path_factory):
     """An uninterrupted run, its losses and what it published."""
     place = tmp_path_factory.mktemp("run")
     trainer = trainer_of(TINY, open_dataset(read(data), TINY), folder, place / "run")
-    prepare(place / "run", place / "out", TINY)
+    prepare(place / "run", TINY)
     trainer.train()
-    publish(trainer, folder, place / "out", "fp32")
+    publish(trainer, folder, place / "run", "fp32")
     return place, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -223,22 +223,22 @@ def test_the_loss_falls(trained):
 
 def test_the_published_model_is_opened_by_clvrs_client_with_the_trained_weights(trained, folder):
     place, _ = trained
-    client = LocalClient.load(place / "out")
+    client = LocalClient.load(place / "run" / "model")
     assert client.qwen.processor.chat_template == LocalClient.load(folder).qwen.processor.chat_template
     newest = load_file(Path(last_checkpoint(place / "run")) / "model.safetensors")
     assert torch.equal(client.qwen.model.state_dict()["model.language_model.norm.weight"],
                        newest["model.language_model.norm.weight"])  # fmt: skip
-    assert not list((place / "out").glob("*.bin"))
+    assert not list((place / "run" / "model").glob("*.bin"))
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trained, folder, data, tmp_path):
     place, losses = trained
     dataset = open_dataset(read(data), TINY)
     first = trainer_of(TINY, dataset, folder, tmp_path / "run")
-    assert prepare(tmp_path / "run", tmp_path / "out", TINY) is None
+    assert prepare(tmp_path / "run", TINY) is None
     first.add_callback(StopAt(3))
     first.train()
-    checkpoint = prepare(tmp_path / "run", tmp_path / "out", TINY)
+    checkpoint = prepare(tmp_path / "run", TINY)
     assert checkpoint.endswith("checkpoint-2")
     again = trainer_of(TINY, dataset, folder, tmp_path / "run")
     again.train(resume_from_checkpoint=checkpoint)
@@ -272,13 +272,13 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
 
 
 def test_a_run_goes_on_with_its_own_recipe_only_and_never_over_a_result(tmp_path):
-    assert prepare(tmp_path / "run", tmp_path / "out", TINY) is None
-    assert prepare(tmp_path / "run", tmp_path / "out", TINY) is None
+    assert prepare(tmp_path / "run", TINY) is None
+    assert prepare(tmp_path / "run", TINY) is None
     with pytest.raises(SettingError, match="other settings: lr"):
-        prepare(tmp_path / "run", tmp_path / "out", dataclasses.replace(TINY, lr=1.0))
-    (tmp_path / "out").mkdir()
+        prepare(tmp_path / "run", dataclasses.replace(TINY, lr=1.0))
+    (tmp_path / "run" / "model").mkdir()
     with pytest.raises(OutputError, match="there already"):
-        prepare(tmp_path / "run", tmp_path / "out", TINY)
+        prepare(tmp_path / "run", TINY)
 
 
 @pytest.mark.parametrize("name", ["sft_vlm_8b", "sft_vlm_tiny"])
@@ -309,11 +309,10 @@ def test_the_command_trains_a_lora_and_publishes_it_merged(folder, data, tmp_pat
         " lora: {rank: 4, alpha: 8}}"
     )
     monkeypatch.setattr("sys.argv", ["sft_vlm", "--recipe", str(tmp_path / "r.yaml"), "--data", str(data),
-                                     "--model", str(folder), "--out", str(tmp_path / "out"),
-                                     "--run", str(tmp_path / "run")])  # fmt: skip
+                                     "--model", str(folder), "--out", str(tmp_path / "run")])  # fmt: skip
     main()
-    assert f"transformers:{tmp_path / 'out'}" in capsys.readouterr().out
-    before, after = (LocalClient.load(f).qwen.model.state_dict() for f in (folder, tmp_path / "out"))
+    assert f"transformers:{tmp_path / 'run' / 'model'}" in capsys.readouterr().out
+    before, after = (LocalClient.load(f).qwen.model.state_dict() for f in (folder, tmp_path / "run" / "model"))
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -335,12 +334,11 @@ def test_two_processes_lose_what_one_does(folder, data, tmp_path):
     alone = trainer_of(recipe, open_dataset(read(data), recipe), folder, tmp_path / "alone")
     alone.train()
     (tmp_path / "r.yaml").write_text(json.dumps({**fields, "accumulation": 1}))
-    paths = {name: tmp_path / name for name in ("out", "run")}
-    paths |= {"recipe": tmp_path / "r.yaml", "data": data, "model": folder}
+    paths = {"recipe": tmp_path / "r.yaml", "data": data, "model": folder, "out": tmp_path / "run"}
     flags = [str(x) for name, path in paths.items() for x in (f"--{name}", path)]
     assert launched(2, "training.sft_vlm", *flags) == [0, 0]
     rows = [row for row in trackers.read(tmp_path / "run" / "log.csv") if row["loss"]]
     expected = [entry for entry in alone.state.log_history if "loss" in entry]
     assert [float(row["num_tokens"]) for row in rows] == [entry["num_tokens"] for entry in expected]
     assert [float(row["loss"]) for row in rows] == pytest.approx([entry["loss"] for entry in expected], rel=1e-5)
-    assert LocalClient.load(tmp_path / "out").name == "out"
+    assert LocalClient.load(tmp_path / "run" / "model").name == "model"

@@ -1,8 +1,8 @@
 """Train the planner by GRPO in clvr's own loop, over TRL (VisionDirector, CVPR 2026).
 
     python -m training.planner --recipe training/recipes/planner_8b.yaml --goals goals.txt \
-        --model models/planner --generator black-forest-labs/FLUX.2-klein-4B --verifier http://127.0.0.1:8000 \
-        --out models/planner-rl
+        --model runs/sft_vlm/model --generator black-forest-labs/FLUX.2-klein-4B --verifier http://127.0.0.1:8000 \
+        --out runs/planner
 
 GOALS has a goal a line: a prompt, or JSON {"prompt": …, "references": [paths], "checks": [a checklist]}. The objective
 is the paper's J_GRPO: clipped ratios averaged over the planner's own tokens of a completion, tokens of the generator
@@ -37,7 +37,7 @@ from clvr.vlm.rating import VLMRater
 from .director import HIGHEST, ByChecks, ByRubric, Judge, reward
 from .environment import RESPONSE, Given, Rollout, Studio, final, opening
 from .recipe import load
-from .vlm import Log, LoRA, Precision, on_cpu, open_vlm, prepare, processes, publish
+from .vlm import MODEL, Log, LoRA, Precision, on_cpu, open_vlm, prepare, processes, publish
 
 GOALS = "goals.jsonl"
 TEMPLATE = """{%- for message in messages %}
@@ -207,7 +207,7 @@ def open_goals(file: Path, controller: Controller, run: Path) -> list[Given]:
             write_atomic(kept, "\n".join(given.pack() for given in made).encode())
         found = [Given.unpack(line) for line in kept.read_text("utf-8").splitlines()]
     if [(g.goal.prompt, g.references) for g in found] != [(g.goal.prompt, g.references) for g in goals]:
-        raise SettingError(f"The run in {run} was begun with other goals.", "Name another folder with --run.")
+        raise SettingError(f"The run in {run} was begun with other goals.", "Name another folder.")
     return found
 
 
@@ -314,20 +314,19 @@ def main() -> None:
     parser.add_argument("--generator", default="builtin", help="a klein: folder or hub id")
     parser.add_argument("--verifier", default="builtin", help="an address, builtin, or transformers: and a Qwen3-VL")
     parser.add_argument("--judge", help="whose word is the reward, written as --verifier; the verifier where not given")
-    parser.add_argument("--out", type=Path, required=True, help="where the trained model goes")
-    parser.add_argument("--run", type=Path, default=Path("runs/planner"), help="checkpoints, curves and log")
+    parser.add_argument("--out", type=Path, required=True, help="the run: log, checkpoints, and the trained model/")
     options = parser.parse_args()
     recipe = load(options.recipe, PlannerRecipe)
-    checkpoint = prepare(options.run, options.out, recipe)
+    checkpoint = prepare(options.out, recipe)
     choice = Choice(options.generator, options.verifier)
     controller, verifier = load_judges(choice)
     studio = Studio(load_generator(choice), verifier, recipe.loop(), recipe.image_side)
     judge = open_judge(recipe, Choice(options.generator, options.judge or options.verifier))
-    goals = open_goals(options.goals, controller, options.run)
-    trainer = trainer_of(recipe, open_dataset(goals, recipe.seed), options.model, studio, judge, options.run)
+    goals = open_goals(options.goals, controller, options.out)
+    trainer = trainer_of(recipe, open_dataset(goals, recipe.seed), options.model, studio, judge, options.out)
     trainer.train(resume_from_checkpoint=checkpoint)
     publish(trainer, options.model, options.out, recipe.precision)
-    print(f"Use it with: clvr generate … --vlm transformers:{options.out}")
+    print(f"Use it with: clvr generate … --vlm transformers:{options.out / MODEL}")
 
 
 def open_judge(recipe: PlannerRecipe, choice: Choice) -> Judge:

@@ -1,7 +1,7 @@
 """Fine-tune a Qwen3-VL as the planner on verified trajectories, over TRL (section 3.2).
 
     python -m training.sft_vlm --recipe training/recipes/sft_vlm_8b.yaml \
-        --data datasets/verified --model Qwen/Qwen3-VL-8B-Instruct --out models/planner
+        --data datasets/verified --model Qwen/Qwen3-VL-8B-Instruct --out runs/sft_vlm
 
 On several GPUs: accelerate launch -m training.sft_vlm … . A second call goes on from the last checkpoint.
 """
@@ -29,7 +29,7 @@ from clvr.vlm.wire import shrunk
 from .chat import asked, conversation, pictures, side_within, turn
 from .data.records import Record, read
 from .recipe import load
-from .vlm import Log, LoRA, Precision, on_cpu, open_vlm, prepare, publish
+from .vlm import MODEL, Log, LoRA, Precision, on_cpu, open_vlm, prepare, publish
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -218,15 +218,14 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, required=True, help="see training/recipes/sft_vlm_*.yaml")
     parser.add_argument("--data", type=Path, required=True, help="a folder that python -m training.data made")
     parser.add_argument("--model", required=True, help="a Qwen3-VL: folder or hub id")
-    parser.add_argument("--out", type=Path, required=True, help="where the trained model goes")
-    parser.add_argument("--run", type=Path, default=Path("runs/sft_vlm"), help="checkpoints, curves and log")
+    parser.add_argument("--out", type=Path, required=True, help="the run: log, checkpoints, and the trained model/")
     options = parser.parse_args()
     recipe = load(options.recipe, VLMRecipe)
-    checkpoint = prepare(options.run, options.out, recipe)
-    trainer = trainer_of(recipe, open_dataset(read(options.data), recipe), options.model, options.run)
+    checkpoint = prepare(options.out, recipe)
+    trainer = trainer_of(recipe, open_dataset(read(options.data), recipe), options.model, options.out)
     trainer.train(resume_from_checkpoint=checkpoint)
     publish(trainer, options.model, options.out, recipe.precision)
-    print(f"Use it with: clvr generate … --vlm transformers:{options.out}")
+    print(f"Use it with: clvr generate … --vlm transformers:{options.out / MODEL}")
 
 
 if __name__ == "__main__":

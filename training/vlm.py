@@ -32,6 +32,7 @@ from .trackers import CsvTracker
 
 SETTINGS = "recipe.json"
 LOG = "log.csv"
+MODEL = "model"
 Precision = Literal["bf16", "fp32"]
 LAYERS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 """Every linear layer of the language model; the vision tower stays as it is."""
@@ -78,19 +79,19 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu())
 
 
-def prepare(run: Path, out: Path, recipe: Any) -> str | None:  # noqa: ANN401
+def prepare(run: Path, recipe: Any) -> str | None:  # noqa: ANN401
     """The checkpoint that a run goes on from, None for a new run; writes down the recipe.
 
-    Raises OutputError where `out` is there already, SettingError where the run was begun with another recipe."""
-    if out.exists():
-        raise OutputError(f"{out} is there already.", "Name another folder, or move that one away.")
+    Raises OutputError where the run is over, SettingError where it was begun with another recipe."""
+    if (run / MODEL).exists():
+        raise OutputError(f"{run / MODEL} is there already.", "Name another folder, or move that one away.")
     wanted, file = plain(recipe), run / SETTINGS
     found = json.loads(file.read_text("utf-8")) if file.is_file() else wanted
     changed = sorted(key for key in wanted.keys() | found.keys() if found.get(key) != json_value(wanted.get(key)))
     if changed:
         raise SettingError(
             f"The run in {run} was begun with other settings: {', '.join(changed)}.",
-            "Go on with its own recipe, or name another folder with --run.",
+            "Go on with its own recipe, or name another folder.",
         )
     if not file.is_file() and processes().is_main_process:
         write_atomic(file, json.dumps(wanted, indent=2).encode())
@@ -108,9 +109,9 @@ def last_checkpoint(run: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.partition("-")[2]))) if complete else None
 
 
-def publish(trainer: Trainer, source: str | Path, out: Path, precision: Precision) -> None:
-    """The trained model, adapters merged, beside the untouched processor of `source`: a folder that
-    `clvr.vlm.local` opens. It appears whole or not at all."""
+def publish(trainer: Trainer, source: str | Path, run: Path, precision: Precision) -> None:
+    """The trained model, adapters merged, beside the untouched processor of `source`, in the run's folder `model`,
+    which `clvr.vlm.local` opens. It appears whole or not at all."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     weights: Any = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.accelerator.is_main_process:
@@ -119,11 +120,11 @@ def publish(trainer: Trainer, source: str | Path, out: Path, precision: Precisio
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
         weights = model.state_dict()
-    partial = out.with_name(f".{out.name}.partial")
+    partial = run / f".{MODEL}.partial"
     model.config.dtype = dtype
     model.save_pretrained(partial, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
     Qwen3VLProcessor.from_pretrained(find(source).path).save_pretrained(partial)
-    os.replace(partial, out)
+    os.replace(partial, run / MODEL)
 
 
 class Log(TrainerCallback):
