@@ -20,6 +20,7 @@ from clvr.shapes.measure import measure
 from clvr.shapes.render import render
 from clvr.shapes.scene import Item, Scene
 from training import rewards
+from training.data import records
 from training.proxy import (
     Cache,
     LastWords,
@@ -32,8 +33,9 @@ from training.proxy import (
     extract,
     instruction,
 )
-from training.tasks import KINDS, World, mixed
+from training.tasks import KINDS, Dataset, World, mixed, tasks
 
+from . import sft_fixtures
 from .test_vlm_agents import Scripted
 from .vlm_fixtures import complaint, completion, serving
 
@@ -77,6 +79,18 @@ def test_a_task_s_context_is_cut_after_its_reasoning_and_refers_to_what_was_draw
 def test_the_same_seed_gives_the_same_tasks():
     first, again = ([t.text for t in islice(mixed(World(), random.Random(2)), 5)] for _ in range(2))
     assert first == again
+
+
+def test_every_step_of_a_dataset_is_a_task_with_its_context_and_its_history(tmp_path):
+    folder = sft_fixtures.write(tmp_path / "data", trajectories=6)
+    records_ = list(records.read(folder))
+    made = list(tasks(folder))
+    steps = [(record, step) for record in records_ for step in record.steps]
+    assert [task.text for task in made] == [step.context for _, step in steps]
+    for task, (record, step) in zip(made, steps, strict=True):
+        assert [p.tobytes() for p in task.pictures] == [record.image(i).tobytes() for i in step.references]
+        assert len(task.context.images) == step.target
+    assert Dataset(folder).kinds == ("t2i", "i2i 1", "i2i 2")
 
 
 # teachers
