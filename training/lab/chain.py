@@ -34,6 +34,8 @@ MERGES: Mapping[str, tuple[bool, tuple[str, ...]]] = {
 """Whether the distilled increment is in, and the aligned ones."""
 CLOCKED = {"clock-base": "base", "clock-dswm": "dswm-pprl"}
 REPORT = "merge.json"
+_OPENING = 5.0
+"""Seconds that a stage takes to load its models."""
 
 
 class Chain:
@@ -58,7 +60,7 @@ class Chain:
     def _add(self, name: str, about: str, recipe: Mapping[str, Any], work: Any, needs: str, seconds: float) -> None:  # noqa: ANN401
         given = {"base": self.config.model, **recipe}
         needed = tuple(self.stages[need] for need in needs.split() if need != "base")
-        self.stages[name] = Stage(name, about, given, work, needed, seconds)
+        self.stages[name] = Stage(name, about, given, work, needed, seconds + _OPENING)
 
     def _trainings(self) -> None:
         config, speeds = self.config, self.speeds
@@ -111,7 +113,7 @@ class Chain:
 
         needs = " ".join((*(["distilled"] if few else []), *parts))
         said = " + ".join((*(["distilled"] if few else []), *parts))
-        self._add(name, f"clvr merge: base + {said}", {"dtype": self.config.dtype}, work, needs, 2.0)
+        self._add(name, f"clvr merge: base + {said}", {"dtype": self.config.dtype}, work, needs, 0.0)
 
     def _row(self, row: Row) -> None:
         told = self.config.evaluation

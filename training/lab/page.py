@@ -51,9 +51,10 @@ def _head(chain: Chain, found: Found) -> Iterator[str]:
     yield (
         f"Made by `make lab`, {len(found.folders)} of {len(chain.stages)} stages done. Every row draws the same "
         f"{count} prompts of `clvr bench builtin`, which no training saw and the data engine keeps out of its datasets. The "
-        f"planner is rule-based and the same everywhere, the verifier measures; a loop has at most {told.rounds} "
-        f"rounds. A prompt passes where every check holds. 95 % Wilson intervals. Models that are not distilled draw "
-        f"in {told.steps} steps at guidance {told.guidance:g}, the others in {chain.config.distill.steps} without."
+        "planner is rule-based and the same everywhere, the verifier measures; a loop has at most "
+        f"{told.rounds} rounds. A prompt passes where every check holds. 95 % Wilson intervals. Models that are not "
+        f"distilled draw in {told.steps} steps at guidance {told.guidance:g}, the others in "
+        f"{chain.config.distill.steps} without."
     )
     yield ""
     yield f"![pass rates]({NAME}_rates.png)"

@@ -46,7 +46,8 @@ class Speeds:
         prompts = min(config.data.prompts.world, config.data.prompts.limit or config.data.prompts.world)
         steps, guidance = cast.steps or config.evaluation.steps, cast.guidance or config.evaluation.guidance
         pictures = 1 + min(PICTURES, rules.rounds) * min(TRIES, rules.attempts)
-        return prompts * pictures * (steps * _rows(guidance) * self.single + self.planning)
+        evaluation = self.forward if cast.batch else self.single
+        return prompts * pictures * (steps * _rows(guidance) * evaluation + self.planning)
 
     def sft(self, config: LabConfig) -> float:
         kept = 0.5 * config.data.prompts.world * min(PICTURES, config.data.rules.rounds)
