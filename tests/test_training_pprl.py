@@ -30,7 +30,7 @@ from training.learner import NFT, Learner
 from training.policy import Lora, Policy
 from training.pprl import PPRLConfig, Reward
 from training.proxy import Cache, LastWords, Offline, WorldTeacher
-from training.recipe import plain
+from training.recipe import load, plain
 from training.rollouts import Drawing, Group, judged
 from training.runs import OptimConfig, RunConfig
 from training.tasks import World, mixed
@@ -158,6 +158,19 @@ def test_the_old_policy_does_not_move_while_the_new_one_learns(policy):
     optimizer.step()
     assert all(torch.equal(p, before[n]) for n, p in policy.old.items())
     assert any(not torch.equal(p, q) for p, q in zip(policy.trained.values(), policy.old.values(), strict=True))
+
+
+def test_activations_computed_twice_give_the_same_gradients(policy):
+    moved(policy)
+    drawn = group(policy)
+    learner(policy).learn(0, *drawn, 0.25)
+    kept = {name: p.grad.clone() for name, p in policy.trained.items()}
+    for parameter in policy.trained.values():
+        parameter.grad = None
+    policy.klein.transformer.enable_gradient_checkpointing()
+    learner(policy).learn(0, *drawn, 0.25)
+    for name, parameter in policy.trained.items():
+        torch.testing.assert_close(parameter.grad, kept[name])
 
 
 @pytest.mark.parametrize("levels", ["sampler", "uniform"])
@@ -364,6 +377,11 @@ def test_proxies_that_were_not_extracted_are_asked_for_by_name(tmp_path):
     assert Offline(tmp_path).proxy(known.context) == WorldTeacher().proxy(known.context)
     with pytest.raises(MissingFileError, match="no proxy prompt for a step of"):
         Offline(tmp_path).proxy(unknown.context)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training" / "recipes").glob("pprl*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_recipes_are_whole(path):
+    assert load(path, PPRLConfig).groups
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Proxy Prompt RL of a klein folder (3.2): DiffusionNFT against proxy rewards, as a LoRA on the SFT's weights.
 
-    python -m training.pprl --recipe training/recipes/pprl.yaml --model SFT --data DATASET --out runs/pprl
+    python -m training.pprl --recipe training/recipes/pprl_4b.yaml --model SFT --data DATASET --out runs/pprl
 
 Without --data the tasks come from the built-in world's grammar. `accelerate launch -m training.pprl …` spreads the
 groups over processes. OUT holds the LoRA, log.csv, tensorboard/, curve.png, sheets/ and checkpoints/; the same command
@@ -83,7 +83,8 @@ class PPRLConfig:
 
     updates: optimizer steps an epoch. simple: the paper's "simple RL", which scores by the newest words and image
     instead of proxies. teacher: who distils the proxies; dataset reads what python -m training.proxies extracted.
-    sheet_every: epochs between two contact sheets."""
+    gradient_checkpointing: compute activations twice instead of keeping them. sheet_every: epochs between two contact
+    sheets."""
 
     epochs: int = 300
     groups: int = 16
@@ -91,6 +92,7 @@ class PPRLConfig:
     updates: int = 2
     simple: bool = False
     teacher: Literal["dataset", "world"] = "dataset"
+    gradient_checkpointing: bool = False
     sheet_every: int = 10
     run: RunConfig = RunConfig(checkpoint_every=10)
     optim: OptimConfig = OptimConfig(lr=1e-4, weight_decay=1e-4)
@@ -131,6 +133,8 @@ class Trainer:
         self.config, self.run, self.klein = config, run, klein
         self.source, self.teacher = source, teacher
         self.policy = Policy(klein, config.lora, config.run.seed)
+        if config.gradient_checkpointing:
+            klein.transformer.enable_gradient_checkpointing()
         self.scorer = rewards.Scorer(config.reward.build(), config.reward.workers, config.reward.tries)
         self.optimizer = config.optim.build(list(self.policy.trained.values()))
         tokens = config.drawing.width * config.drawing.height // TOKEN**2
