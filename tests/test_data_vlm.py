@@ -107,7 +107,7 @@ def test_one_judge_who_is_not_convinced_is_enough_to_leave_a_trajectory_out():
 def test_a_recipe_that_cannot_work_is_refused_in_words(recipe, problem, tmp_path, capsys):
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe)
-    assert main([str(file), "--out", str(tmp_path / "out")]) == 2
+    assert main(["--recipe", str(file), "--out", str(tmp_path / "out")]) == 2
     assert problem in capsys.readouterr().err
 
 
@@ -116,7 +116,7 @@ def test_prompts_that_nobody_can_plan_leave_reports_and_no_dataset(tmp_path, cap
     recipe.write_text("dedup: {against: []}\n")
     prompts.write_text("a tiger\na bear\nA tiger\n")
     out = tmp_path / "out"
-    assert main([str(recipe), "--out", str(out), "--prompts", str(prompts), "--threads", "2"]) == 0
+    assert main(["--recipe", str(recipe), "--out", str(out), "--prompts", str(prompts), "--threads", "2"]) == 0
     said = capsys.readouterr()
     assert "3 candidates, 1 of them copies: 2 prompts" in said.err
     assert "checklist" in said.out

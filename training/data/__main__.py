@@ -1,4 +1,4 @@
-"""python -m training.data [RECIPE] --out DIR: prompts in, verified trajectories out.
+"""python -m training.data --recipe FILE --out DIR: prompts in, verified trajectories out.
 
 The same command goes on with what is not done yet. Without a recipe: the built-in world, recipes/data.yaml.
 """
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser("python -m training.data", description=__doc__)
     add = root.add_argument
-    add("recipe", nargs="?", type=Path, default=FOLDER / "data.yaml", help="every field: training/data/config.py")
+    add("--recipe", type=Path, default=FOLDER / "data.yaml", metavar="FILE", help="see training/data/config.py")
     add("--out", type=Path, required=True, metavar="DIR", help="the dataset's folder; made, or gone on with")
     add("--prompts", action="append", default=[], metavar="FILE", help="in place of the recipe's: .txt or .jsonl")
     add("--limit", type=int, metavar="N", help="at most N candidates")
