@@ -23,6 +23,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from clvr.devices import choose_device
 from clvr.errors import DivergedError, RunLockedError, SettingError
 from clvr.files import lock, write_atomic
 
@@ -107,7 +108,8 @@ class Run:
         self.config, self.folder = config, folder
         self.csv = CsvTracker(folder / "log.csv")
         places = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder))
-        self.accelerator = Accelerator(log_with=[self.csv, "tensorboard"], project_config=places)
+        alone = choose_device("auto").type == "cpu"  # unless it is told so, accelerate starts no group of CPUs
+        self.accelerator = Accelerator(cpu=alone, log_with=[self.csv, "tensorboard"], project_config=places)
         self.parts: dict[str, Part] = {}
         self.notes: dict[str, Any] = {}
         """What the trainer wants kept in a checkpoint besides tensors, as JSON."""

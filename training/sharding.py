@@ -49,7 +49,7 @@ def load_transformer(
     config = read_json(folder.path / "transformer" / "config.json")
     with torch.device("meta"):
         made: Any = Flux2Transformer2DModel.from_config(config)
-    made = made.to(dtype)
+    nn.Module.to(made, dtype)  # not its own `to`, which warns of parts that must stay fp32: klein has none
     if mesh is not None:
         mesh.shard(made)
     made.to_empty(device=device)
