@@ -8,6 +8,7 @@ from typing import Literal
 from clvr.errors import SettingError
 from clvr.models import BUILTIN, TRANSFORMERS
 from clvr.ports import Size
+from clvr.shapes.controller import Where
 
 from .machine import Retries, Rules
 
@@ -50,7 +51,8 @@ class CastConfig:
     the one who plans. `judges`: who compares with the baseline, each a VLM's address (address#model), or `scores` and
     `objects`, which measure in the built-in world. `narrator`: log or vlm. `batch`: prompts that are worked on at the
     same time, their drawings in shared batches (`training.lockstep`), on one device and with the built-in planner; 0 is
-    the generator that ComfyUI and the command line use."""
+    the generator that ComfyUI and the command line use. `words`: how the built-in planner says where things go, in the
+    first attempt, the second, and so on in turn."""
 
     model: str = "builtin"
     vlm: str = "builtin"
@@ -64,10 +66,13 @@ class CastConfig:
     judges: tuple[str, ...] = ("scores", "objects")
     narrator: Literal["log", "vlm"] = "log"
     batch: int = 0
+    words: tuple[Where, ...] = ("none", "place", "relation")
 
     def __post_init__(self) -> None:
         if len(self.judges) < 2:
             raise SettingError("cast.judges names fewer than two.", "The comparison with the baseline needs two.")
+        if not self.words:
+            raise SettingError("cast.words is empty.", "Name at least one of none, place, relation.")
         if self.narrator == "vlm" and self.vlm == BUILTIN:
             raise SettingError(
                 "The built-in planner tells no stories.", "Set cast.narrator to log, or cast.vlm to a VLM."

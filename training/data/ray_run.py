@@ -3,6 +3,7 @@ pictures travel to the driver, which alone writes."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 
@@ -82,7 +83,7 @@ def connect(address: str, workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == LOCAL:
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: no share of a busy machine
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         return
     try:
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)

@@ -15,7 +15,8 @@ from clvr.bench.running import PerWorker, Shared
 from clvr.errors import ContextLimitError, GrammarError, VLMConnectionError, VLMError, VLMSetupError
 from clvr.images import png_bytes, to_rgb
 from clvr.models import BUILTIN, Choice, load_client, load_generator, load_judges
-from clvr.ports import Album, Generator, release
+from clvr.ports import Album, Controller, Generator, release
+from clvr.shapes.controller import ShapesController
 from clvr.trajectory import Cost, Decision, Goal, Trajectory, Usage
 
 from .blind import ballot, unanimous
@@ -76,10 +77,15 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class Crew:
-    """One thread's players."""
+    """One thread's players. `others` plan the later attempts, in turn with the cast's controller."""
 
     cast: Cast
     narrator: Narrator
+    others: tuple[Controller, ...] = ()
+
+    def of(self, attempt: int) -> Cast:
+        planners = (self.cast.controller, *self.others)
+        return dataclasses.replace(self.cast, controller=planners[attempt % len(planners)])
 
 
 def open_crew(config: CastConfig, device: str, generator: Generator) -> Crew:
@@ -88,7 +94,10 @@ def open_crew(config: CastConfig, device: str, generator: Generator) -> Crew:
     client = None if choice.vlm == BUILTIN else load_client(choice)
     controller, verifier = load_judges(choice, client)
     judges = tuple(open_judge(name, choice) for name in config.judges)
-    narrator = VLMNarrator(client) if client and config.narrator == "vlm" else LogNarrator()
+    if client is None:
+        first, *others = (ShapesController(where=where) for where in config.words)
+        return Crew(Cast(first, generator, verifier, judges), LogNarrator(), tuple(others))
+    narrator = VLMNarrator(client) if config.narrator == "vlm" else LogNarrator()
     return Crew(Cast(controller, generator, verifier, judges), narrator)
 
 
@@ -121,7 +130,7 @@ class Making:
 
     def __init__(self, config: EngineConfig, crew: Crew, prompt: Prompt, shown: bool) -> None:
         self._config = config
-        self._cast, self._narrator = crew.cast, crew.narrator
+        self._crew, self._cast, self._narrator = crew, crew.cast, crew.narrator
         self._prompt = prompt
         self._shown = shown
         self._outcome = Outcome(prompt.id, prompt.text, prompt.source, prompt.tag)
@@ -154,7 +163,7 @@ class Making:
 
     def _attempt(self, goal: Goal, number: int) -> Attempt:
         seed = attempt_seed(self._config.seed, self._prompt, number)
-        attempt = Machine(goal, self._cast, self._config.rules.machine, seed).run()
+        attempt = Machine(goal, self._crew.of(number), self._config.rules.machine, seed).run()
         trajectory = attempt.trajectory
         tried = Try(seed, attempt.gate, attempt.reason, attempt.log, len(trajectory.steps), trajectory.cost)
         self._outcome = dataclasses.replace(self._outcome, tries=(*self._outcome.tries, tried))
