@@ -8,10 +8,11 @@ import json
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from clvr import builtin
 from clvr.context import Context
 from clvr.dswm.merge import merge
 from clvr.dswm.recipe import Recipe, Source
@@ -31,18 +32,29 @@ from training.trackers import read
 from . import sft_fixtures, tiny_klein
 
 CPU = torch.device("cpu")
-CONFIG = DistillConfig(
-    epochs=24,
+SHORT = DistillConfig(
+    epochs=2,
+    batch=4,
+    micro=4,
+    held=2,
+    measure_every=4,
+    gradient_checkpointing=False,
+    teacher=Teacher(trajectories=5, steps=4, guidance=4.0, width=64, height=64, batch=4),
+    optim=OptimConfig(lr=1e-3, weight_decay=0.0, ema=0.5),
+    run=RunConfig(precision="fp32", checkpoint_every=3, report_seconds=0),
+)
+LEARNING = dataclasses.replace(
+    SHORT,
+    epochs=40,
     batch=8,
     micro=8,
-    inside=0.25,
-    held=2,
-    measure_every=6,
-    gradient_checkpointing=False,
-    teacher=Teacher(trajectories=8, steps=8, guidance=4.0, width=64, height=64, batch=8),
-    optim=OptimConfig(lr=2e-3, weight_decay=0.0, ema=0.5),
-    run=RunConfig(precision="fp32", checkpoint_every=5, report_seconds=0),
+    measure_every=100,
+    world=DataConfig(text_to_image=1, edits=0, trajectories=0, categories={"single": 1}),
+    teacher=dataclasses.replace(SHORT.teacher, trajectories=8, steps=8, batch=8),
+    optim=OptimConfig(lr=5e-4, weight_decay=0.0, ema=0.5),
+    run=dataclasses.replace(SHORT.run, checkpoint_every=100),
 )
+"""On the built-in model: a random one is the same with guidance and without."""
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -56,17 +68,22 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, model):
-    out = tmp_path_factory.mktemp("whole")
-    start(CONFIG, str(model), None, out)
+def folder(model):
+    return inspect(model)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, model):
+    out = tmp_path_factory.mktemp("short")
+    start(SHORT, str(model), None, out)
     return out
 
 
-def archive_of(model, folder, steps=4, **changes):
-    told = dataclasses.replace(CONFIG.teacher, **changes)
+def archive_of(model, folder, **changes):
+    told = dataclasses.replace(SHORT.teacher, **changes)
     klein = Klein.open(model, CPU)
     cache = Cache(folder)
-    return klein, Archive(cache, Encodings(klein.folder, CPU, torch.float32, cache), told, steps, seed=3)
+    return klein, Archive(cache, Encodings(klein.folder, CPU, torch.float32, cache), told, 4, seed=3)
 
 
 def prompts(references=1):
@@ -74,20 +91,22 @@ def prompts(references=1):
     return [p for p in made if p.references == references][:3]
 
 
+@settings(deadline=None, max_examples=25)
 @given(steps=st.integers(1, 8), finer=st.integers(1, 9), height=st.integers(1, 9), width=st.integers(1, 9))
-def test_the_teachers_levels_hold_those_at_which_the_sampler_evaluates_the_student(model, steps, finer, height, width):
+def test_the_teachers_levels_hold_those_at_which_the_sampler_evaluates_the_student(folder, steps, finer, height, width):
     told = Teacher(steps=steps * finer, height=16 * height, width=16 * width)
     found = teacher.levels(told, steps)
     assert found[0] == 1
     assert found[-1] == 0
     assert (found.diff() < 0).all()
-    torch.testing.assert_close(found[::finer], sigmas(inspect(model), steps, height * width), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[::finer], sigmas(folder, steps, height * width), rtol=1e-5, atol=1e-6)
 
 
+@settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 999),
     windows=st.lists(st.integers(0, 3), min_size=1, max_size=5),
-    share=st.floats(0, 0.99, width=32),
+    share=st.floats(0, 0.75, width=32),
 )
 def test_one_step_along_the_target_lands_on_the_teachers_next_state_from_anywhere_inside(seed, windows, share):
     random = torch.Generator().manual_seed(seed)
@@ -127,6 +146,7 @@ def test_what_is_drawn_is_not_drawn_again_unless_it_depends_on_something_else(mo
         archive.read(rows, CPU)
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 20), processes=st.integers(1, 5))
 def test_processes_share_all_batches_and_have_equally_many(count, processes):
     batches = [[n] for n in range(count)]
@@ -135,47 +155,41 @@ def test_processes_share_all_batches_and_have_equally_many(count, processes):
     assert sorted({n for share in shares for (n,) in share}) == list(range(count))
 
 
-def test_the_student_learns_to_land_where_its_teacher_lands(whole):
-    log = read(whole / "log.csv")
-    measured = [float(row["distance"]) for row in log if row["distance"]]
-    losses = [float(row["loss"]) for row in log]
-    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
-    assert measured[-1] < 0.8 * measured[0]
+def test_a_short_training_brings_the_student_near_to_the_teacher_where_the_base_is_far(tmp_path):
+    out = start(LEARNING, str(builtin.PATH), None, tmp_path).parent
+    losses = [float(row["loss"]) for row in read(out / "log.csv")]
+    assert sum(losses[-8:]) < 0.5 * sum(losses[:8])
+    base, student = (Klein.open(path, CPU) for path in (builtin.PATH, out / "model"))
+    cache = Cache(out / "teacher")
+    archive = Archive(cache, Encodings(base.folder, CPU, torch.float32, cache), LEARNING.teacher, 4, 0)
+    rows = teacher.items(distill.prompts(LEARNING, None), 10, base.encoders)[LEARNING.held :]
+    found = [archive.read([row], CPU) for row in rows]
+    far, near = (
+        torch.cat([distill.distance(k.transformer, one, archive.knots) for one in found]).mean()
+        for k in (base, student)
+    )
+    assert near < 0.6 * far
 
 
-def test_on_its_prompts_the_student_is_nearer_to_the_teacher_than_the_base_at_as_many_steps(whole, model):
-    klein, archive = archive_of(model, whole / "teacher")
-    archive = Archive(archive.cache, archive.encodings, CONFIG.teacher, CONFIG.steps, CONFIG.run.seed)
-    rows = teacher.items(distill.prompts(CONFIG, None), 10, klein.encoders)[CONFIG.held :]
-    student = Klein.open(whole / "model", CPU)
-    near = {}
-    for name, transformer in (("base", klein.transformer), ("student", student.transformer)):
-        found = [distill.distance(transformer, archive.read([row], CPU), archive.knots) for row in rows]
-        near[name] = float(torch.cat(found).mean())
-    assert near["student"] < 0.5 * near["base"]
-
-
-def test_the_folder_draws_in_four_steps_without_guidance_and_merges(whole, model, tmp_path):
-    found = inspect(whole / "model")
+def test_the_folder_draws_in_four_steps_without_guidance_and_merges(short, model, tmp_path):
+    found = inspect(short / "model")
     assert found.distilled
     assert (found.sampling.steps, found.sampling.guidance) == (4, 1.0)
     assert found.sampling.text_encoder_out_layers == tiny_klein.OUT_LAYERS
-    assert Flux2KleinPipeline.from_pretrained(whole / "model").config["is_distilled"] is True
-    generator = Flux2Generator.load(whole / "model", device="cpu")
+    assert Flux2KleinPipeline.from_pretrained(short / "model").config["is_distilled"] is True
+    generator = Flux2Generator.load(short / "model", device="cpu")
     assert generator.nfe(1) == 4
     assert generator.draw(Context("a red circle"), (64, 64), (0,)).images[0].size == (64, 64)
     aligned = tiny_klein.make(tmp_path / "aligned", seed=0)
-    merge(Recipe(tmp_path / "merged", model, Source(whole / "model"), (Source(aligned),), form="diffusers"))
+    merge(Recipe(tmp_path / "merged", model, Source(short / "model"), (Source(aligned),), form="diffusers"))
     merged, student = (
-        load_file(next((p / "transformer").glob("*.safetensors"))) for p in (tmp_path / "merged", whole / "model")
+        load_file(next((p / "transformer").glob("*.safetensors"))) for p in (tmp_path / "merged", short / "model")
     )
     assert all(torch.allclose(merged[k].float(), student[k].float(), atol=1e-2) for k in student)
 
 
-@pytest.mark.parametrize("at", [0, 5, 8])
-def test_a_killed_run_goes_on_with_exactly_the_uninterrupted_losses(model, tmp_path, monkeypatch, at):
-    config = dataclasses.replace(CONFIG, epochs=6)
-    start(config, str(model), None, tmp_path / "whole")
+@pytest.mark.parametrize("at", [0, 7])
+def test_a_killed_run_goes_on_with_exactly_the_uninterrupted_losses(short, model, tmp_path, monkeypatch, at):
     inner = distill.Trainer._step
 
     def dies(trainer, running, number):
@@ -186,12 +200,12 @@ def test_a_killed_run_goes_on_with_exactly_the_uninterrupted_losses(model, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(distill.Trainer, "_step", dies)
         with pytest.raises(Killed):
-            start(config, str(model), None, tmp_path / "part")
+            start(SHORT, str(model), None, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Archive, "draw", lambda *_: pytest.fail("drawn again"))
-        start(config, str(model), None, tmp_path / "part")
-    assert (tmp_path / "part" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
-    ours, theirs = (load_file(tmp_path / name / "model" / WEIGHTS) for name in ("part", "whole"))
+        start(SHORT, str(model), None, tmp_path)
+    assert (tmp_path / "log.csv").read_text() == (short / "log.csv").read_text()
+    ours, theirs = (load_file(out / "model" / WEIGHTS) for out in (tmp_path, short))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
@@ -200,7 +214,7 @@ def test_a_dataset_of_trajectories_gives_the_prompts(model, tmp_path):
     made = teacher.dataset_prompts(data)
     assert {p.references for p in made} == {0, 1, 2}
     assert all(len(p.pictures()) == p.references for p in made)
-    config = dataclasses.replace(CONFIG, epochs=1, teacher=dataclasses.replace(CONFIG.teacher, steps=4))
+    config = dataclasses.replace(SHORT, epochs=1, teacher=dataclasses.replace(SHORT.teacher, steps=4))
     assert inspect(start(config, str(model), data, tmp_path / "out")).distilled
 
 
@@ -214,8 +228,8 @@ def test_fewer_prompts_than_trajectories_come_again_with_other_noise(model):
 
 def test_what_cannot_work_is_refused_by_name(model, tmp_path):
     with pytest.raises(SettingError, match="is distilled already"):
-        start(CONFIG, str(tiny_klein.make(tmp_path / "few", distilled=True)), None, tmp_path / "out")
-    odd = dataclasses.replace(CONFIG, teacher=dataclasses.replace(CONFIG.teacher, steps=6))
+        start(SHORT, str(tiny_klein.make(tmp_path / "few", distilled=True)), None, tmp_path / "out")
+    odd = dataclasses.replace(SHORT, teacher=dataclasses.replace(SHORT.teacher, steps=6))
     with pytest.raises(SettingError, match="6 steps of the teacher do not divide into 4"):
         start(odd, str(model), None, tmp_path / "out")
     with pytest.raises(SettingError, match="multiples of 16"):

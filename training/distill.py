@@ -12,8 +12,8 @@ into it at one fixed scale (arXiv 2210.03142, section 3.2), in the velocity form
 
 The teacher's trajectories are drawn once, into RUN/teacher. RUN/model is a klein folder that draws in that many steps
 without guidance; `clvr merge` takes it as the distilled model of MODEL. RUN/sheets/base.png and student.png show both
-at that many steps, beside the teacher. Without --data the prompts come from the
-built-in world's grammar. A second call goes on where the first one stopped, with the same losses.
+at that many steps, beside the teacher. Without --data the prompts come from the built-in world's grammar. A second
+call goes on where the first one stopped, with the same losses.
 """
 
 from __future__ import annotations
