@@ -10,6 +10,7 @@ from PIL import Image
 
 from clvr.context import from_sharegpt
 from clvr.errors import FormatError, GrammarError, ImageError, MissingFileError, RunLockedError
+from clvr.shapes.controller import ShapesController
 from clvr.trajectory import generated
 from training.data.candidates import Prompt
 from training.data.config import PromptConfig, RuleConfig
@@ -199,6 +200,15 @@ def test_a_prompt_gets_a_fresh_start_after_a_failed_drawing():
     assert not outcome.gate
     assert [one.gate for one in outcome.tries] == ["passive", ""]
     assert outcome.tries[0].seed != outcome.tries[1].seed
+
+
+def test_a_fresh_start_may_say_things_in_other_words():
+    players = crew(Painter(slips=(1,)), ShapesController(where="none"))
+    players = dataclasses.replace(players, others=(ShapesController(where="place"),))
+    outcome = Making(CONFIG, players, Prompt("a red circle and a blue square", "a test"), True).made().outcome
+    first, second = ([e.text for e in one.log if e.tool == "IMAGE_EDIT"] for one in outcome.tries)
+    assert first == ["add a blue square"]
+    assert second[0].startswith("add a blue square in row")
 
 
 def test_a_prompt_whose_attempts_all_fail_ends_at_the_last_ones_gate_with_its_picture():
