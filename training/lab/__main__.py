@@ -67,11 +67,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(config: LabConfig, work: Path, out: Path, options: argparse.Namespace) -> None:
     device = torch.device(choose_device(options.device))
-    found = speeds.measure(config.base, device, config.sft.micro)
-    chain = Chain(config, device, found)
-    stages = _wanted(chain, options.only)
+    chain = Chain(config, device)
+    names = _wanted(chain, options.only)
     if options.page:
         return _tell(page.write(chain, work, out))
+    found = speeds.measure(config.base, device, config.sft.micro)
+    chain = Chain(config, device, found)
+    stages = [chain.stages[name] for name in names]
     print(_plan(stages, work, device, found), flush=True)
     if options.plan:
         return None
@@ -87,10 +89,10 @@ def _run(config: LabConfig, work: Path, out: Path, options: argparse.Namespace) 
     return _tell(page.write(chain, work, out))
 
 
-def _wanted(chain: Chain, names: Iterable[str] | None) -> list[Stage]:
-    """In the chain's order. Raises SettingError for a stage that there is not."""
+def _wanted(chain: Chain, names: Iterable[str] | None) -> list[str]:
+    """Stages in the chain's order. Raises SettingError for a stage that there is not."""
     if not names:
-        return list(chain.stages.values())
+        return list(chain.stages)
     kept: set[str] = set()
     todo = list(names)
     while todo:
@@ -99,7 +101,7 @@ def _wanted(chain: Chain, names: Iterable[str] | None) -> list[Stage]:
             raise SettingError(f"There is no stage {name!r}.", f"There are {', '.join(chain.stages)}.")
         kept.add(name)
         todo += [stage.name for stage in chain.stages[name].needs]
-    return [stage for name, stage in chain.stages.items() if name in kept]
+    return [name for name in chain.stages if name in kept]
 
 
 def _plan(stages: Sequence[Stage], work: Path, device: torch.device, found: speeds.Speeds) -> str:

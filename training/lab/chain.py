@@ -21,7 +21,7 @@ from ..data import engine
 from . import rows
 from .config import LabConfig, deciding
 from .rows import ROWS, Row
-from .speeds import Speeds
+from .speeds import UNKNOWN, Speeds
 from .stages import Folders, Stage
 
 MERGES: Mapping[str, tuple[bool, tuple[str, ...]]] = {
@@ -39,9 +39,9 @@ _OPENING = 5.0
 
 
 class Chain:
-    """All stages of a recipe, by name, in the order in which they run. `say` hears what the trainers do not print."""
+    """All stages of a recipe, by name, in the order in which they run."""
 
-    def __init__(self, config: LabConfig, device: torch.device, speeds: Speeds) -> None:
+    def __init__(self, config: LabConfig, device: torch.device, speeds: Speeds = UNKNOWN) -> None:
         self.config, self.device, self.speeds = config, device, speeds
         self.base = str(config.base)
         self.stages: dict[str, Stage] = {}

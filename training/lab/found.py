@@ -78,7 +78,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper's words, and the rows that they compare: `more` should pass more often than `less`."""
+    """What the paper says, and the rows that they compare: `more` should pass more often than `less`."""
 
     said: str
     more: str
@@ -86,7 +86,7 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("the closed loop helps the untrained base", "base-loop", "base"),
+    Claim("the closed loop helps the untrained base (no row of the paper)", "base-loop", "base"),
     Claim("the closed loop helps the distilled model (0.81 to 0.86)", "few-loop", "few"),
     Claim("SFT and the loop beat the base in one shot (0.74 to 0.78)", "sft", "base"),
     Claim("PPRL improves on SFT at 28 steps (0.78 to 0.83)", "pprl", "sft"),
@@ -109,7 +109,7 @@ def difference(found: Found, claim: Claim) -> tuple[float, float, float] | None:
     if not pairs:
         return None
     low, high = normal(pairs) if len(set(pairs)) > 1 else (statistics.fmean(pairs),) * 2
-    return statistics.fmean(pairs), low, high
+    return statistics.fmean(pairs), max(low, -1.0), min(high, 1.0)
 
 
 def verdict(difference: tuple[float, float, float]) -> str:

@@ -8,15 +8,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from clvr.hub import read_json
 from clvr.report.figures import duration
 
+from ..data.folder import STATISTICS
 from . import plots
 from .chain import Chain
 from .config import GENEVAL
 from .found import CLAIMS, Found, difference, verdict
 from .rows import Measured, Row
 
-NAME = "ablation"
+NAME, NOTES = "ablation", "ablation_notes.md"
+"""What a person has to say of the results stands in the second, and is taken into the first."""
 
 
 def write(chain: Chain, root: Path, out: Path) -> list[Path]:
@@ -34,7 +37,16 @@ def write(chain: Chain, root: Path, out: Path) -> list[Path]:
         if image is not None:
             made.append(out / f"{NAME}_{name}.png")
             image.save(made[-1], optimize=True)
-    parts = (_head(chain, found), _rates(chain, found), _claims(found), _shifts(found), _clocks(found), _cost(found))
+    parts = (
+        _head(chain, found),
+        _rates(chain, found),
+        _claims(found),
+        _notes(out / NOTES),
+        _data(found),
+        _shifts(found),
+        _clocks(found),
+        _cost(found),
+    )
     lines = [line for part in parts for line in (*part, "")]
     shown = {path.stem.removeprefix(f"{NAME}_") for path in made}
     kept = [line for line in lines if not line.startswith("![") or any(f"_{name}.png" in line for name in shown)]
@@ -50,8 +62,8 @@ def _head(chain: Chain, found: Found) -> Iterator[str]:
     yield ""
     yield (
         f"Made by `make lab`, {len(found.folders)} of {len(chain.stages)} stages done. Every row draws the same "
-        f"{count} prompts of `clvr bench builtin`, which no training saw and the data engine keeps out of its datasets. The "
-        "planner is rule-based and the same everywhere, the verifier measures; a loop has at most "
+        f"{count} prompts of `clvr bench builtin`, which no training saw and the data engine keeps out of its "
+        "datasets. The planner is rule-based and the same everywhere, the verifier measures; a loop has at most "
         f"{told.rounds} rounds. A prompt passes where every check holds. 95 % Wilson intervals. Models that are not "
         f"distilled draw in {told.steps} steps at guidance {told.guidance:g}, the others in "
         f"{chain.config.distill.steps} without."
@@ -106,6 +118,29 @@ def _claims(found: Found) -> Iterator[str]:
     yield "| --- | --- | --- |"
     for claim, between in judged:
         yield f"| {claim.said} | {between[0]:+.3f} [{between[1]:+.3f}, {between[2]:+.3f}] | {verdict(between)} |"
+
+
+def _notes(path: Path) -> Iterator[str]:
+    if path.exists():
+        yield path.read_text("utf-8").rstrip()
+
+
+def _data(found: Found) -> Iterator[str]:
+    if "data" not in found.folders:
+        return
+    told = read_json(found.folders["data"] / STATISTICS)
+    yield "## Trajectories"
+    yield ""
+    yield (
+        f"{told['kept']} of {told['candidates']} candidates were kept, with "
+        f"{sum(int(n) * count for n, count in told['rounds'].items())} pictures; the paper kept 20,861 of 100,000."
+    )
+    yield ""
+    yield "| gate | passed | share |"
+    yield "| --- | --- | --- |"
+    for gate in told["gates"]:
+        share = f"{gate['passed'] / gate['came']:.2f} [{gate['low']:.2f}, {gate['high']:.2f}]" if gate["came"] else "–"
+        yield f"| {gate['name']} | {gate['passed']} of {gate['came']} | {share} |"
 
 
 def _shifts(found: Found) -> Iterator[str]:

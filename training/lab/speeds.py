@@ -73,6 +73,9 @@ class Speeds:
         return told.timed * min(PICTURES, told.rounds) * (nfe * self.single + self.planning)
 
 
+UNKNOWN = Speeds(0.0, 0.0, 0.0)
+
+
 def _rows(guidance: float) -> int:
     return 2 if guidance > 1 else 1
 
