@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from clvr.context import Context
+from clvr.dswm.merge import merge
+from clvr.dswm.recipe import Recipe, Source
 from clvr.errors import ClvrError, FormatError, MissingFileError, SettingError
 from clvr.flux2.folder import inspect
 from clvr.flux2.generator import Flux2Generator
@@ -39,7 +41,7 @@ from . import sft_fixtures, tiny_klein
 ROOT = Path(__file__).parent.parent
 CONFIG = SFTConfig(
     steps=6,
-    batch=4,
+    batch=8,
     micro=2,
     gradient_checkpointing=False,
     optim=OptimConfig(lr=1e-3, ema=0.9, warmup=0.2, decay="cosine"),
@@ -160,6 +162,18 @@ def test_the_trained_folder_is_what_everything_else_loads(whole, model, tmp_path
     assert drawing.images[0].size == (64, 64)
     assert not list((whole / "model").rglob("*.bin")) + list((whole / "model").rglob("*.pt"))
     assert str(model) not in (whole / "model" / "transformer" / "config.json").read_text()
+
+
+def test_clvr_merge_takes_the_trained_folder_as_an_alignment(whole, model, tmp_path):
+    distilled = tiny_klein.make(tmp_path / "distilled", 1, distilled=True)
+    sources = Source(distilled), (Source(whole / "model"),)
+    merge(Recipe(tmp_path / "merged", model, *sources, form="diffusers", dtype="fp32", warn_shift=9.0))
+    merged, base, few, trained = (
+        load_file(folder / "transformer" / Path(WEIGHTS).name)
+        for folder in (tmp_path / "merged", model, distilled, whole / "model")
+    )
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, few[name] + trained[name] - base[name], rtol=1e-5, atol=1e-6)
 
 
 def test_the_average_is_published_and_differs_from_the_last_weights(whole):
