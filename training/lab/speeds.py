@@ -27,8 +27,8 @@ _SECONDS = 2.0
 class Speeds:
     """Seconds. forward, learn: a sample through the transformer in a batch of the given size, without and with its
     gradient, at a context of a few rounds and one reference. single: an evaluation of the generator's, alone.
-    planning: of a round beside the drawing. All are of the machine without other work, which slowed it `slowed` times
-    while it was measured."""
+    planning: of a round beside the drawing. All are of the machine without other work, which slowed it about `slowed`
+    times while it was measured; on a busy machine they are those of one processor."""
 
     forward: float
     learn: float
@@ -81,7 +81,7 @@ def _rows(guidance: float) -> int:
 
 
 def measure(model: Path, device: torch.device, batch: int) -> Speeds:
-    """About ten seconds. `batch`: of a forward while learning."""
+    """About twenty seconds. `batch`: of a forward while learning."""
     klein = Klein.open(model, device)
     context = klein.encoders.encode_text([_ROUND])
     side = klein.sampling.width // 16
@@ -110,13 +110,25 @@ def measure(model: Path, device: torch.device, batch: int) -> Speeds:
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of one call, the first one left out: on the clock, and of the processors alone where these are fewer."""
+    """Seconds of a call: on the clock, and of one processor where that is less, for other work holds up the clock."""
+    passed = _seconds(work, time.perf_counter)
+    if torch.cuda.is_available():
+        return passed, passed
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return passed, min(passed, _seconds(work, time.process_time))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """The first call is left out."""
     work()
-    calls, began, worked = 0, time.perf_counter(), time.process_time()
+    calls, began, start = 0, time.perf_counter(), clock()
     while calls == 0 or time.perf_counter() - began < _SECONDS:
         work()
         calls += 1
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    passed, worked = (time.perf_counter() - began) / calls, (time.process_time() - worked) / calls
-    return passed, passed if torch.cuda.is_available() else min(passed, worked)
+    return (clock() - start) / calls
