@@ -80,7 +80,10 @@ def _counts(statistics: Statistics) -> Markup:
         mean = sum(int(n) * k for n, k in statistics.rounds.items()) / statistics.kept
         cards.append(("Pictures a trajectory", f"{mean:.2f}", "of those kept"))
         cards.append(("Drawn for one kept", f"{statistics.pictures / statistics.kept:.1f}", "pictures"))
-    cards += [("Function evaluations", f"{spent.nfe:,}", ""), ("Work", duration(spent.total_seconds), "")]
+    cards += [
+        ("Function evaluations", f"{spent.nfe:,}", ""),
+        ("Time, over all prompts", duration(spent.total_seconds), ""),
+    ]
     if spent.usage.calls:
         cards.append(("VLM calls", f"{spent.usage.calls:,}", ""))
     made = [el("div", el("dt", n), el("dd", el("span", v, class_="figure"), " ", el("small", s))) for n, v, s in cards]
