@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +28,7 @@ from training.config import DataConfig
 from training.distill import DistillConfig, samples, start
 from training.klein import Klein, Latents, sample, sigmas
 from training.latent_cache import Cache, Encodings
-from training.recipe import FOLDER, load
+from training.recipe import FOLDER, load, plain
 from training.runs import OptimConfig, RunConfig
 from training.teacher import Archive, Prompt, Teacher, Trajectories
 from training.trackers import read
@@ -35,7 +39,7 @@ CPU = torch.device("cpu")
 SHORT = DistillConfig(
     epochs=2,
     batch=4,
-    micro=4,
+    micro=2,
     held=2,
     measure_every=4,
     gradient_checkpointing=False,
@@ -149,10 +153,10 @@ def test_what_is_drawn_is_not_drawn_again_unless_it_depends_on_something_else(mo
 @settings(deadline=None)
 @given(count=st.integers(0, 20), processes=st.integers(1, 5))
 def test_processes_share_all_batches_and_have_equally_many(count, processes):
-    batches = [[n] for n in range(count)]
+    batches = [[teacher.Item(n, Prompt("a"), 64)] for n in range(count)]
     shares = [list(teacher.own(batches, p, processes)) for p in range(processes)]
     assert len({len(share) for share in shares}) == 1
-    assert sorted({n for share in shares for (n,) in share}) == list(range(count))
+    assert sorted({item.number for share in shares for (item,) in share}) == list(range(count))
 
 
 def test_a_short_training_brings_the_student_near_to_the_teacher_where_the_base_is_far(tmp_path):
@@ -173,6 +177,8 @@ def test_a_short_training_brings_the_student_near_to_the_teacher_where_the_base_
 
 def test_the_folder_draws_in_four_steps_without_guidance_and_merges(short, model, tmp_path):
     found = inspect(short / "model")
+    assert sorted(p.name for p in (short / "sheets").iterdir()) == ["base.png", "student.png"]
+    assert (short / "curve.png").exists()
     assert found.distilled
     assert (found.sampling.steps, found.sampling.guidance) == (4, 1.0)
     assert found.sampling.text_encoder_out_layers == tiny_klein.OUT_LAYERS
@@ -186,6 +192,28 @@ def test_the_folder_draws_in_four_steps_without_guidance_and_merges(short, model
         load_file(next((p / "transformer").glob("*.safetensors"))) for p in (tmp_path / "merged", short / "model")
     )
     assert all(torch.allclose(merged[k].float(), student[k].float(), atol=1e-2) for k in student)
+
+
+def test_two_processes_that_share_one_model_give_the_losses_of_one(short, model, tmp_path):
+    shared = dataclasses.replace(SHORT, run=dataclasses.replace(SHORT.run, shard=True))
+    (tmp_path / "recipe.yaml").write_text(json.dumps(plain(shared)))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.distill"]
+    given = ["--recipe", tmp_path / "recipe.yaml", "--model", model, "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, given)],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    ours, theirs = (read(out / "log.csv") for out in (tmp_path / "out", short))
+    for name in ("loss", "distance"):
+        told = [float(row[name]) for row in theirs if row[name]]
+        assert [float(row[name]) for row in ours if row[name]] == pytest.approx(told, rel=1e-4)
+    trained = [load_file(out / "model" / WEIGHTS) for out in (tmp_path / "out", short)]
+    assert all(torch.allclose(trained[0][k], trained[1][k], rtol=1e-2, atol=1e-3) for k in trained[1])
 
 
 @pytest.mark.parametrize("at", [0, 7])

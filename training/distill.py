@@ -174,7 +174,8 @@ class Trainer:
         if self.run.main:
             path = self.run.folder / "sheets" / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
-            distill_sheets.sheet([item.prompt.text for item in shown], *zip(*pairs, strict=True)).save(path)
+            teachers, own = zip(*pairs, strict=True)
+            distill_sheets.sheet([item.prompt.text for item in shown], teachers, own, name).save(path)
 
     def train(self) -> None:
         if self.config.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""What a distillation looks like: the teacher's pictures over the student's, and the distance between them."""
+"""What a distillation looks like: the teacher's pictures over those of few steps, and the distance between them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from . import trackers
 _SIDE, _GAP, _MARGIN, _LABEL, _WORDS = 128, 8, 16, 84, 76  # pixels
 
 
-def sheet(texts: Sequence[str], teacher: Sequence[Image.Image], student: Sequence[Image.Image]) -> Image.Image:
-    """A column for each prompt: the end of its text, which says what to draw, and both pictures."""
+def sheet(texts: Sequence[str], teacher: Sequence[Image.Image], drawn: Sequence[Image.Image], by: str) -> Image.Image:
+    """A column for each prompt: the end of its text, which says what to draw, and both pictures. `by`: who drew the
+    lower ones."""
     height = 2 * _MARGIN + _WORDS + 2 * (_SIDE + _GAP)
     page = Image.new("RGB", (2 * _MARGIN + _LABEL + len(texts) * (_SIDE + _GAP), height), PAPER)
     pen, font, small = ImageDraw.Draw(page), ImageFont.load_default(14), ImageFont.load_default(11)
-    for row, (name, images) in enumerate((("teacher", teacher), ("student", student))):
+    for row, (name, images) in enumerate((("teacher", teacher), (by, drawn))):
         y = _MARGIN + _WORDS + row * (_SIDE + _GAP)
         pen.text((_MARGIN, y + _SIDE // 2 - 8), name, INK, font)
         for column, image in enumerate(images):
