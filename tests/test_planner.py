@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +28,16 @@ from training import planner
 from training import recipe as recipes
 from training.director import HIGHEST, ByChecks, ByRubric, mean, reward
 from training.environment import Given, Rollout, Studio
-from training.planner import PlannerRecipe, Reward, acting, open_dataset, read_goals, trainer_of, with_checklist
+from training.planner import (
+    PlannerRecipe,
+    Reward,
+    acting,
+    open_dataset,
+    open_goals,
+    read_goals,
+    trainer_of,
+    with_checklist,
+)
 from training.vlm import open_vlm
 
 from .lesson_fixtures import model
@@ -435,16 +443,28 @@ def test_the_large_recipe_is_read_and_the_built_in_judge_cannot_rate_by_rubric()
         planner.open_judge(large, Choice("builtin", "builtin"))
 
 
-def test_the_command_trains_in_the_built_in_world_and_publishes_what_clvr_opens(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_trains_in_the_built_in_world_and_publishes_what_clvr_opens(folder, tmp_path, capsys):
     (tmp_path / "goals.txt").write_text("a red circle\n")
     settings = {**recipes.plain(RECIPE), "steps": 1, "tokens": 8, "checkpoint_every": 5}
     (tmp_path / "r.yaml").write_text(json.dumps(settings))
     options = {"recipe": "r.yaml", "goals": "goals.txt", "out": "run"}
     flags = [x for name, value in options.items() for x in (f"--{name}", str(tmp_path / value))]
-    monkeypatch.setattr("sys.argv", ["planner", *flags, "--model", str(folder)])
-    planner.main()
+    command = [*flags, "--model", str(folder)]
+    assert planner.main(command) == 0
     assert f"transformers:{tmp_path / 'run' / 'model'}" in capsys.readouterr().out
     opened = LocalClient.load(tmp_path / "run" / "model")
     assert opened.qwen.processor.chat_template == LocalClient.load(folder).qwen.processor.chat_template
     assert "response_template" not in (tmp_path / "run" / "model" / "tokenizer_config.json").read_text()
-    assert Path(tmp_path / "run" / "log.csv").read_text().startswith("step,")
+    assert (tmp_path / "run" / "log.csv").read_text().startswith("step,")
+    assert planner.main(command) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_run_makes_its_checklists_once_and_goes_on_with_its_own_goals_only(tmp_path):
+    (tmp_path / "goals.txt").write_text("a red circle\n")
+    made = open_goals(tmp_path / "goals.txt", ShapesController(), tmp_path)
+    assert made[0].goal.checks
+    assert open_goals(tmp_path / "goals.txt", None, tmp_path) == made
+    (tmp_path / "goals.txt").write_text("a blue circle\n")
+    with pytest.raises(SettingError, match="other goals"):
+        open_goals(tmp_path / "goals.txt", ShapesController(), tmp_path)

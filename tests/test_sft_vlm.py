@@ -303,18 +303,20 @@ def test_what_is_wrong_in_a_recipe_is_named(tmp_path, text, error, words):
         recipes.load(tmp_path / "r.yaml", VLMRecipe)
 
 
-def test_the_command_trains_a_lora_and_publishes_it_merged(folder, data, tmp_path, monkeypatch, capsys):
+def test_the_command_trains_a_lora_and_publishes_it_merged(folder, data, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(
         "{steps: 1, lr: 1e-2, warmup: 0, accumulation: 1, precision: fp32, workers: 0, image_side: 64,"
         " lora: {rank: 4, alpha: 8}}"
     )
-    monkeypatch.setattr("sys.argv", ["sft_vlm", "--recipe", str(tmp_path / "r.yaml"), "--data", str(data),
-                                     "--model", str(folder), "--out", str(tmp_path / "run")])  # fmt: skip
-    main()
+    paths = {"recipe": tmp_path / "r.yaml", "data": data, "model": folder, "out": tmp_path / "run"}
+    command = [str(x) for name, path in paths.items() for x in (f"--{name}", path)]
+    assert main(command) == 0
     assert f"transformers:{tmp_path / 'run' / 'model'}" in capsys.readouterr().out
     before, after = (LocalClient.load(f).qwen.model.state_dict() for f in (folder, tmp_path / "run" / "model"))
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert main(command) == 2
+    assert "model is there already." in capsys.readouterr().err
 
 
 def launched(count, module, *flags):

@@ -1,7 +1,7 @@
 """Train the planner by GRPO in clvr's own loop, over TRL (VisionDirector, CVPR 2026).
 
-    python -m training.planner --recipe training/recipes/planner_8b.yaml --goals goals.txt \
-        --model runs/sft_vlm/model --generator black-forest-labs/FLUX.2-klein-4B --verifier http://127.0.0.1:8000 \
+    python -m training.planner --recipe training/recipes/planner_8b.yaml --goals goals.txt \\
+        --model runs/sft_vlm/model --generator black-forest-labs/FLUX.2-klein-4B --verifier http://127.0.0.1:8000 \\
         --out runs/planner
 
 GOALS has a goal a line: a prompt, or JSON {"prompt": …, "references": [paths], "checks": [a checklist]}. The objective
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from trl import GRPOConfig, GRPOTrainer
 
 from clvr.budget import Budget
-from clvr.errors import FormatError, MissingFileError, SettingError, WeightsError
+from clvr.errors import ClvrError, FormatError, MissingFileError, SettingError, WeightsError
 from clvr.files import write_atomic
-from clvr.models import Choice, load_client, load_generator, load_judges
+from clvr.models import BUILTIN, Choice, load_client, load_generator, load_judges
 from clvr.ports import Album, Controller
 from clvr.state import Settings
 from clvr.trajectory import Check, Goal, decode, referenced
@@ -37,7 +38,7 @@ from clvr.vlm.rating import VLMRater
 from .director import HIGHEST, ByChecks, ByRubric, Judge, reward
 from .environment import RESPONSE, Given, Rollout, Studio, final, opening
 from .recipe import load
-from .vlm import MODEL, Log, LoRA, Precision, on_cpu, open_vlm, prepare, processes, publish
+from .vlm import Log, LoRA, Precision, on_cpu, open_vlm, prepare, processes, publish
 
 GOALS = "goals.jsonl"
 TEMPLATE = """{%- for message in messages %}
@@ -306,37 +307,64 @@ def unspeakable(model: Qwen3VLForConditionalGeneration) -> list[int]:
     return [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="see training/recipes/planner_*.yaml")
-    parser.add_argument("--goals", type=Path, required=True, help="a goal a line")
-    parser.add_argument("--model", required=True, help="the planner, a Qwen3-VL: folder or hub id")
-    parser.add_argument("--generator", default="builtin", help="a klein: folder or hub id")
-    parser.add_argument("--verifier", default="builtin", help="an address, builtin, or transformers: and a Qwen3-VL")
-    parser.add_argument("--judge", help="whose word is the reward, written as --verifier; the verifier where not given")
-    parser.add_argument("--out", type=Path, required=True, help="the run: log, checkpoints, and the trained model/")
-    options = parser.parse_args()
-    recipe = load(options.recipe, PlannerRecipe)
-    checkpoint = prepare(options.out, recipe)
-    choice = Choice(options.generator, options.verifier)
+@dataclass(frozen=True)
+class Crew:
+    """Who is trained, who draws, who judges, as named on the command line; a judge '' is the verifier."""
+
+    model: str
+    generator: str = BUILTIN
+    verifier: str = BUILTIN
+    judge: str = ""
+
+
+def train(recipe: PlannerRecipe, goals: Path, crew: Crew, out: Path) -> Path:
+    """The published model of a run, begun or gone on with. Raises what a user can mend as a ClvrError."""
+    checkpoint = prepare(out, recipe)
+    choice = Choice(crew.generator, crew.verifier)
     controller, verifier = load_judges(choice)
+    judge = open_judge(recipe, Choice(crew.generator, crew.judge or crew.verifier))
+    data = open_dataset(open_goals(goals, controller, out), recipe.seed)
     studio = Studio(load_generator(choice), verifier, recipe.loop(), recipe.image_side)
-    judge = open_judge(recipe, Choice(options.generator, options.judge or options.verifier))
-    goals = open_goals(options.goals, controller, options.out)
-    trainer = trainer_of(recipe, open_dataset(goals, recipe.seed), options.model, studio, judge, options.out)
+    trainer = trainer_of(recipe, data, crew.model, studio, judge, out)
     trainer.train(resume_from_checkpoint=checkpoint)
-    publish(trainer, options.model, options.out, recipe.precision)
-    print(f"Use it with: clvr generate … --vlm transformers:{options.out / MODEL}")
+    return publish(trainer, crew.model, out, recipe.precision)
 
 
 def open_judge(recipe: PlannerRecipe, choice: Choice) -> Judge:
     """Raises SettingError where the built-in judge is asked for what it cannot rate."""
     if recipe.reward == "checks":
         return ByChecks(load_judges(choice)[1])
-    if choice.vlm == "builtin":
+    if choice.vlm == BUILTIN:
         raise SettingError("The built-in judge cannot rate typography and lighting.", "Set reward: checks.")
     return ByRubric(VLMRater(load_client(choice)))
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when the model is trained, 2 for what the user can mend."""
+    options = parser().parse_args(arguments)
+    crew = Crew(options.model, options.generator, options.verifier, options.judge)
+    try:
+        model = train(load(options.recipe, PlannerRecipe), options.goals, crew, options.out)
+    except ClvrError as error:
+        print(f"training.planner: {error}", file=sys.stderr)
+        return 2
+    print(f"Use it with: clvr generate … --vlm transformers:{model}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    root = argparse.ArgumentParser("python -m training.planner", description=__doc__, formatter_class=layout)
+    add = root.add_argument
+    add("--recipe", type=Path, required=True, metavar="FILE", help="see training/recipes/planner_*.yaml")
+    add("--goals", type=Path, required=True, metavar="FILE", help="a goal a line")
+    add("--model", required=True, help="the planner, a Qwen3-VL: folder or hub id")
+    add("--generator", default=BUILTIN, metavar="MODEL", help="a klein: folder or hub id; builtin where not given")
+    add("--verifier", default=BUILTIN, metavar="VLM", help="an address, builtin, or transformers: and a Qwen3-VL")
+    add("--judge", default="", metavar="VLM", help="whose word is the reward; the verifier where not given")
+    add("--out", type=Path, required=True, metavar="DIR", help="the run: log, checkpoints, and the trained model/")
+    return root
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

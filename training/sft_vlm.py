@@ -1,6 +1,6 @@
 """Fine-tune a Qwen3-VL as the planner on verified trajectories, over TRL (section 3.2).
 
-    python -m training.sft_vlm --recipe training/recipes/sft_vlm_8b.yaml \
+    python -m training.sft_vlm --recipe training/recipes/sft_vlm_8b.yaml \\
         --data datasets/verified --model Qwen/Qwen3-VL-8B-Instruct --out runs/sft_vlm
 
 On several GPUs: accelerate launch -m training.sft_vlm … . A second call goes on from the last checkpoint.
@@ -9,6 +9,7 @@ On several GPUs: accelerate launch -m training.sft_vlm … . A second call goes 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,14 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from clvr.context import PLACEHOLDER
-from clvr.errors import FormatError, SettingError, WeightsError
+from clvr.errors import ClvrError, FormatError, SettingError, WeightsError
 from clvr.ports import Album
 from clvr.vlm.wire import shrunk
 
 from .chat import asked, conversation, pictures, side_within, turn
 from .data.records import Record, read
 from .recipe import load
-from .vlm import MODEL, Log, LoRA, Precision, on_cpu, open_vlm, prepare, publish
+from .vlm import Log, LoRA, Precision, on_cpu, open_vlm, prepare, publish
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -213,20 +214,36 @@ def arguments(recipe: VLMRecipe, run: Path) -> SFTConfig:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="see training/recipes/sft_vlm_*.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="a folder that python -m training.data made")
-    parser.add_argument("--model", required=True, help="a Qwen3-VL: folder or hub id")
-    parser.add_argument("--out", type=Path, required=True, help="the run: log, checkpoints, and the trained model/")
-    options = parser.parse_args()
-    recipe = load(options.recipe, VLMRecipe)
-    checkpoint = prepare(options.out, recipe)
-    trainer = trainer_of(recipe, open_dataset(read(options.data), recipe), options.model, options.out)
+def train(recipe: VLMRecipe, data: Path, model: str | Path, out: Path) -> Path:
+    """The published model of a run, begun or gone on with. Raises what a user can mend as a ClvrError."""
+    checkpoint = prepare(out, recipe)
+    trainer = trainer_of(recipe, open_dataset(read(data), recipe), model, out)
     trainer.train(resume_from_checkpoint=checkpoint)
-    publish(trainer, options.model, options.out, recipe.precision)
-    print(f"Use it with: clvr generate … --vlm transformers:{options.out / MODEL}")
+    return publish(trainer, model, out, recipe.precision)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when the model is trained, 2 for what the user can mend."""
+    options = parser().parse_args(arguments)
+    try:
+        model = train(load(options.recipe, VLMRecipe), options.data, options.model, options.out)
+    except ClvrError as error:
+        print(f"training.sft_vlm: {error}", file=sys.stderr)
+        return 2
+    print(f"Use it with: clvr generate … --vlm transformers:{model}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    root = argparse.ArgumentParser("python -m training.sft_vlm", description=__doc__, formatter_class=layout)
+    add = root.add_argument
+    add("--recipe", type=Path, required=True, metavar="FILE", help="see training/recipes/sft_vlm_*.yaml")
+    add("--data", type=Path, required=True, metavar="DIR", help="a dataset that python -m training.data made")
+    add("--model", required=True, help="a Qwen3-VL: folder or hub id")
+    add("--out", type=Path, required=True, metavar="DIR", help="the run: log, checkpoints, and the trained model/")
+    return root
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

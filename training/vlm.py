@@ -109,13 +109,13 @@ def last_checkpoint(run: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.partition("-")[2]))) if complete else None
 
 
-def publish(trainer: Trainer, source: str | Path, run: Path, precision: Precision) -> None:
+def publish(trainer: Trainer, source: str | Path, run: Path, precision: Precision) -> Path:
     """The trained model, adapters merged, beside the untouched processor of `source`, in the run's folder `model`,
     which `clvr.vlm.local` opens. It appears whole or not at all."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     weights: Any = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.accelerator.is_main_process:
-        return
+        return run / MODEL
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
@@ -125,6 +125,7 @@ def publish(trainer: Trainer, source: str | Path, run: Path, precision: Precisio
     model.save_pretrained(partial, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
     Qwen3VLProcessor.from_pretrained(find(source).path).save_pretrained(partial)
     os.replace(partial, run / MODEL)
+    return run / MODEL
 
 
 class Log(TrainerCallback):
