@@ -64,17 +64,27 @@ def trajectories(folder: Path, prompts: int) -> None:
     engine.run(config, folder, lambda line: None)
 
 
+class Clocked(Run):
+    """Knows when each step was done. A run's first step is slow, and is left out of rates."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        super().__init__(config, folder, {})
+        self.times: list[float] = []
+
+    def log(self, values: Mapping[str, float]) -> None:
+        super().log(values)
+        self.times.append(time.perf_counter())
+
+
 def ours(config: SFTConfig, folder: Folder, plan: Plan[Item], encodings: Encodings, out: Path) -> tuple[float, float]:
     """Samples a second of training.sft_dit, and seconds that filling its cache took."""
-    with Run(config.run, out, {}) as run:
+    with Clocked(config.run, out) as run:
         feed = Feed(config, plan, encodings, run.device, folder.sampling.steps)
         began = time.perf_counter()
         feed.fill(0, 1)
         filled = time.perf_counter() - began
-        trainer = SFTTrainer(config, run, folder, feed)
-        began = time.perf_counter()
-        trainer.train()
-        return _samples(config, plan) / (time.perf_counter() - began), filled
+        SFTTrainer(config, run, folder, feed).train()
+        return _samples(config, plan) / (run.times[-1] - run.times[0]), filled
 
 
 def plain(config: SFTConfig, folder: Folder, plan: Plan[Item], device: torch.device) -> float:
@@ -82,7 +92,7 @@ def plain(config: SFTConfig, folder: Folder, plan: Plan[Item], device: torch.dev
     pipeline: Any = Flux2KleinPipeline.from_pretrained(folder.path, dtype=torch.float32).to(device)
     transformer = pipeline.transformer.train()
     optimizer = torch.optim.AdamW(transformer.parameters(), config.optim.lr)
-    began = time.perf_counter()
+    began = 0.0
     for number in range(config.steps or 0):
         micros, count = plan.share(number, 0, 1)
         for places in micros:
@@ -91,11 +101,13 @@ def plain(config: SFTConfig, folder: Folder, plan: Plan[Item], device: torch.dev
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), config.optim.clip)
         optimizer.step()
         optimizer.zero_grad()
+        began = began or time.perf_counter()
     return _samples(config, plan) / (time.perf_counter() - began)
 
 
 def _samples(config: SFTConfig, plan: Plan[Item]) -> int:
-    return sum(plan.share(number, 0, 1)[1] for number in range(config.steps or 0))
+    """Of all steps but the first."""
+    return sum(plan.share(number, 0, 1)[1] for number in range(1, config.steps or 0))
 
 
 def _loss(pipeline: Any, folder: Folder, rows: Sequence[Item], device: torch.device) -> torch.Tensor:  # noqa: ANN401
@@ -213,13 +225,12 @@ def _tasks() -> Iterator[Task]:
 def measure_sft(quick: bool, folder: Folder, device: torch.device, work: Path) -> list[str]:
     trajectories(work / "data", 2 if quick else 16)
     config = SFTConfig(
-        steps=2 if quick else 12, batch=4 if quick else 16, micro=4 if quick else 16, caption_dropout=0.0,
+        steps=3 if quick else 12, batch=4 if quick else 16, micro=4 if quick else 16, caption_dropout=0.0,
         gradient_checkpointing=False, optim=OptimConfig(lr=1e-5), run=QUIET,
     )  # fmt: skip
     encodings = Encodings(folder, device, torch.float32, Cache(work / "cache"))
     made, _ = items(read(work / "data"), encodings.encoders)
     plan = Plan(made, config.batch, config.micro, 0)
-    plain(dataclasses.replace(config, steps=1), folder, plan, device)  # the first step of a process is slow
     theirs = plain(config, folder, plan, device)
     mine, filled = ours(config, folder, plan, encodings, work / "sft")
     return [
@@ -237,7 +248,7 @@ def measure_sft(quick: bool, folder: Folder, device: torch.device, work: Path) -
 
 def measure_rl(quick: bool, folder: Folder, device: torch.device, work: Path) -> list[str]:
     config = PPRLConfig(
-        epochs=2 if quick else 4, groups=2 if quick else 8, group=4 if quick else 16, updates=1, teacher="world",
+        epochs=2 if quick else 4, groups=2 if quick else 8, group=4 if quick else 16, updates=2, teacher="world",
         sheet_every=10_000, run=QUIET, lora=Lora(16, 32), nft=NFT(times=2),
         drawing=Drawing(64, 64, 2 if quick else 8, 4.0, 16),
     )  # fmt: skip

@@ -69,7 +69,8 @@ def _run(config: LabConfig, work: Path, out: Path, options: argparse.Namespace) 
     device = torch.device(choose_device(options.device))
     chain = Chain(config, device)
     names = _wanted(chain, options.only)
-    if options.page:
+    done = all(chain.stages[name].done(work) for name in names)
+    if options.page or (done and not options.plan):
         return _tell(page.write(chain, work, out))
     found = speeds.measure(config.base, device, config.sft.micro)
     chain = Chain(config, device, found)

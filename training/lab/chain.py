@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from clvr.dswm import words
 from clvr.dswm.merge import merge
 from clvr.dswm.plot import draw
 from clvr.dswm.recipe import Recipe, Source
@@ -109,7 +110,8 @@ class Chain:
             report = Report.of(merge(recipe))
             write_atomic(out / REPORT, json.dumps(report.json(), indent=1).encode() + b"\n")
             draw(report).save(out / "merge.png")
-            print(report.text())
+            for warning in words.warnings(report):
+                print(warning, flush=True)
 
         needs = " ".join((*(["distilled"] if few else []), *parts))
         said = " + ".join((*(["distilled"] if few else []), *parts))

@@ -49,7 +49,8 @@ class Evaluation:
 class LabConfig:
     """The whole ablation. model: the base, builtin or a klein folder that knows the built-in world. simple RL and PPRL
     share `rl`, whose `simple` the laboratory sets; rl_tasks: truncated trajectories of the dataset, as in the paper, or
-    the built-in world's grammar without end. dtype: of merged weights."""
+    the built-in world's grammar without end. dtype: of merged weights; bf16 would round
+    most of an RL increment away."""
 
     model: str = "builtin"
     distill: DistillConfig = DistillConfig()
@@ -57,7 +58,7 @@ class LabConfig:
     sft: SFTConfig = SFTConfig()
     rl: PPRLConfig = PPRLConfig(teacher="world")
     rl_tasks: Literal["dataset", "world"] = "dataset"
-    dtype: Number = "bf16"
+    dtype: Number = "fp32"
     evaluation: Evaluation = Evaluation()
 
     @property

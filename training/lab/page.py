@@ -154,8 +154,8 @@ def _shifts(found: Found) -> Iterator[str]:
         "0.0075 %."
     )
     yield ""
-    yield "| merge | shifts | merged | cosines | random |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| merge | shifts | merged | left by rounding | cosines | random |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for name, report in found.merges.items():
         yield _merged(name, report)
 
@@ -169,7 +169,8 @@ def _merged(name: str, report: Any) -> str:  # noqa: ANN401
         for pair, value in whole.get("cosines", {}).items()
     )
     merged, chance = _percent(whole.get("merged")), _number(whole.get("random"), 4)
-    return f"| {name} | {shifts} | {merged} | {cosines or '–'} | {chance} |"
+    left = ", ".join(f"{told[mark]} {_percent(value)}" for mark, value in whole.get("retained", {}).items())
+    return f"| {name} | {shifts} | {merged} | {left} | {cosines or '–'} | {chance} |"
 
 
 def _stage(path: str) -> str:

@@ -19,7 +19,7 @@ from .rows import Row, held_back
 PICTURES, TRIES = 4.5, 1.6
 """What a closed loop draws in the built-in world, and what the data engine tries, on average for a prompt."""
 _ROUND = "a red circle, a blue square and two green crosses\nA red circle is missing. Add a red circle. <IMG_GEN_0>\n"
-_SECONDS = 2.0
+_SECONDS = 1.0
 """Of each measurement."""
 
 
@@ -81,7 +81,7 @@ def _rows(guidance: float) -> int:
 
 
 def measure(model: Path, device: torch.device, batch: int) -> Speeds:
-    """About twenty seconds. `batch`: of a forward while learning."""
+    """About ten seconds. `batch`: of a forward while learning."""
     klein = Klein.open(model, device)
     context = klein.encoders.encode_text([_ROUND])
     side = klein.sampling.width // 16
