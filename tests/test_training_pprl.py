@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -47,6 +48,7 @@ CONFIG = PPRLConfig(
     updates=1,
     teacher="world",
     sheet_every=1,
+    fixed=2,
     run=RunConfig(precision="fp32", checkpoint_every=1),
     optim=OptimConfig(lr=1e-2),
     lora=Lora(2, 4),
@@ -96,9 +98,9 @@ def group(policy, rewards=(1.0, 0.0, 0.5, 0.2), edit=True):
     return Group(0, chosen, WorldTeacher().proxy(chosen.context), given, latents, []), judged(rewards)
 
 
-def learner(policy, **settings):
+def learner(policy, autocast=contextlib.nullcontext, **settings):
     config = NFT(times=2, **settings)
-    return Learner(policy, config, policy.klein.sigmas(3, 16), 2.0, 3, 0, contextlib.nullcontext)
+    return Learner(policy, config, policy.klein.sigmas(3, 16), 2.0, 3, 0, autocast)
 
 
 # the three policies
@@ -138,6 +140,17 @@ def test_guidance_in_one_forward_is_guidance_in_two(policy):
         positive = policy.velocity(noisy, t, given, 1.0)
         negative = policy.velocity(noisy, t, dataclasses.replace(given, context=given.negative), 1.0)
     torch.testing.assert_close(both, negative + 3 * (positive - negative), rtol=1e-4, atol=1e-4)
+
+
+def test_loras_of_weights_in_bf16_are_learned_in_fp32(klein):
+    policy = Policy(Klein.open(klein, torch.device("cpu"), torch.bfloat16), Lora(2, 4))
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    with autocast():
+        drawn = group(policy)
+    learned = learner(policy, autocast).learn(0, *drawn, 0.25)
+    assert torch.isfinite(learned.policy)
+    assert {p.dtype for p in (*policy.trained.values(), *policy.old.values())} == {torch.float32}
+    assert {p.grad.dtype for p in policy.trained.values()} == {torch.float32}
 
 
 def test_at_the_start_the_distance_to_the_sft_is_nothing(policy):
@@ -240,7 +253,7 @@ def test_a_run_leaves_a_lora_its_log_a_curve_and_sheets(whole):
     rows = log(whole)
     assert len(rows) == 2
     assert all(0.1 < float(row["reward"]) < 1 and float(row["spread"]) > 0 for row in rows)
-    assert {"reward", "spread", "kl", "grid", "latents", "shift", "dropped"} <= set(rows[0])
+    assert {"fixed", "reward", "spread", "kl", "grid", "latents", "shift", "dropped"} <= set(rows[0])
     assert Image.open(whole / "curve.png").width > 500
     assert sorted(p.name for p in (whole / "sheets").iterdir()) == ["epoch-00001.png", "epoch-00002.png"]
 
@@ -286,7 +299,7 @@ def test_two_processes_give_the_losses_and_the_lora_of_one(whole, two_processes,
     out = two_processes / name
     assert len(list(out.glob("checkpoints/step-00000002/random-*"))) == 2
     for one, two in zip(log(whole), log(out), strict=True):
-        for quantity in ("reward", "policy_loss", "kl", "gradient", "shift"):
+        for quantity in ("reward", "fixed", "policy_loss", "kl", "gradient", "shift"):
             assert float(two[quantity]) == pytest.approx(float(one[quantity]), rel=1e-3, abs=1e-6), quantity
     part = "lora-00000-000.safetensors"
     same({part: state(out)[part]}, {part: state(whole)[part]}, rtol=1e-2, atol=1e-3)

@@ -68,7 +68,7 @@ def _tile(
 def curve(log: Path, title: str = "PPRL") -> Image.Image:
     """Rewards by epoch, the spread within groups, and what the monitors measured."""
     rows = trackers.read(log)
-    names = {"reward": "all", "reward_t2i": "new pictures", "reward_i2i": "edits"}
+    names = {"reward": "all", "reward_t2i": "new pictures", "reward_i2i": "edits", "fixed": "fixed tasks"}
     reward = tuple(_line(said, rows, name) for name, said in names.items())
     watched = (
         Chart("Distance to the SFT's velocity", Axis("epoch"), Axis("KL"), (_line("KL", rows, "kl"),)),

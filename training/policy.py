@@ -79,6 +79,8 @@ class Policy:
         self._layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
         self.trained = _parameters(transformer, NEW)
         self.old = _parameters(transformer, OLD)
+        for parameter in (*self.trained.values(), *self.old.values()):
+            parameter.data = parameter.data.float()  # diffusers gives them the weights' bf16, too coarse to learn in
         self.follow(0.0)
 
     def follow(self, decay: float) -> None:

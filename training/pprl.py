@@ -34,7 +34,7 @@ from .checkpoints import OptimizerState, Weights
 from .klein import Klein
 from .learner import NFT, Learned, Learner
 from .monitors import Limits
-from .policy import Lora, Policy
+from .policy import Lora, Policy, Which
 from .proxy import LastWords, Offline, Teacher, WorldTeacher
 from .recipe import load, plain
 from .rollouts import Drawing, Group, Verdict
@@ -84,7 +84,8 @@ class PPRLConfig:
     updates: optimizer steps an epoch. simple: the paper's "simple RL", which scores by the newest words and image
     instead of proxies. teacher: who distils the proxies; dataset reads what python -m training.proxies extracted.
     gradient_checkpointing: compute activations twice instead of keeping them. sheet_every: epochs between two contact
-    sheets."""
+    sheets. fixed: tasks that stay the same, drawn by the new policy from the same noise whenever a sheet is made, for
+    a curve without the chance of an epoch's tasks; from the held-back tenth in the built-in world."""
 
     epochs: int = 300
     groups: int = 16
@@ -94,6 +95,7 @@ class PPRLConfig:
     teacher: Literal["dataset", "world"] = "dataset"
     gradient_checkpointing: bool = False
     sheet_every: int = 10
+    fixed: int = 0
     run: RunConfig = RunConfig(checkpoint_every=10)
     optim: OptimConfig = OptimConfig(lr=1e-4, weight_decay=1e-4)
     lora: Lora = Lora()
@@ -125,10 +127,11 @@ class Trainer:
     """A run's policy, its tasks and their rewards. `run` trains; `publish` writes the LoRA."""
 
     def __init__(self, config: PPRLConfig, run: Run, klein: Klein, source: Source, teacher: Teacher) -> None:
-        if config.groups % (config.updates * run.processes):
+        parts = config.updates * run.processes
+        if config.groups % parts or config.fixed % run.processes:
             raise SettingError(
-                f"{config.groups} groups in {config.updates} updates do not divide among {run.processes} processes.",
-                f"Make groups a multiple of {config.updates * run.processes}.",
+                f"{config.groups} groups and {config.fixed} fixed tasks do not divide among {run.processes} processes.",
+                f"Make groups a multiple of {parts}, and fixed one of {run.processes}.",
             )
         self.config, self.run, self.klein = config, run, klein
         self.source, self.teacher = source, teacher
@@ -161,8 +164,11 @@ class Trainer:
 
     def epoch(self, epoch: int) -> None:
         """Draw all groups, learn from them, let the old policy follow."""
+        shown = epoch % self.config.sheet_every == 0 or epoch + 1 == self.config.epochs
+        fixed = self._fixed() if shown and self.config.fixed else {}
         clock = Clock()
-        groups = [self._drawn(epoch, index, *chosen) for index, chosen in self._own(epoch)]
+        chosen = self._own(self.source, self.config.groups, epoch)
+        groups = [self._drawn("old", epoch, index, *one) for index, one in chosen]
         clock.lap("draw")
         told = Told()
         for part in _parts(groups, self.config.updates):
@@ -171,21 +177,31 @@ class Trainer:
             self._update(epoch, list(zip(part, verdicts, strict=True)), told)
             clock.lap("update")
         self.policy.follow(nft.old_decay(epoch, self.config.nft.old_rate, self.config.nft.old_most))
-        self._report(epoch, groups, told, clock)
+        self._report(epoch, groups, {**told.summed(self.run), **fixed, **clock.seconds})
+        if shown and self.run.main:
+            self._show(epoch, groups)
 
-    def _own(self, epoch: int) -> Iterator[tuple[int, tuple[Task, Proxy]]]:
+    def _fixed(self) -> dict[str, float]:
+        """The mean reward of the new policy on the fixed tasks."""
+        source = self.source.held() if isinstance(self.source, World) else self.source
+        tasks = self._own(source, self.config.fixed, "fixed")
+        groups = [self._drawn("new", "fixed", index, *one) for index, one in tasks]
+        told = Told()
+        told.verdicts = [(group.task.kind, group.settle()) for group in groups]
+        return {name.replace("reward", "fixed"): value for name, value in told.rewards(self.run).items()}
+
+    def _own(self, source: Source, count: int, when: int | str) -> Iterator[tuple[int, tuple[Task, Proxy]]]:
         """This process's tasks of an epoch, with their numbers among all."""
-        rng = random.Random(f"{self.config.run.seed}:{epoch}")
-        chosen = self._usable(rng)
-        for index in range(self.config.groups):
+        chosen = self._usable(source, random.Random(f"{self.config.run.seed}:{when}"))
+        for index in range(count):
             one = next(chosen)
             if index % self.run.processes == self.run.process:
                 yield index, one
 
-    def _usable(self, rng: random.Random) -> Iterator[tuple[Task, Proxy]]:
+    def _usable(self, source: Source, rng: random.Random) -> Iterator[tuple[Task, Proxy]]:
         """Tasks that have a proxy and fit the text encoder; the others are counted."""
         limit, refused = self.klein.encoders.limit, 0
-        for task in mixed(self.source, rng):
+        for task in mixed(source, rng):
             try:
                 proxy = self.teacher.proxy(task.context)
             except ClvrError as error:
@@ -199,11 +215,11 @@ class Trainer:
                 continue
             yield task, proxy
 
-    def _drawn(self, epoch: int, index: int, task: Task, proxy: Proxy) -> Group:
+    def _drawn(self, which: Which, when: int | str, index: int, task: Task, proxy: Proxy) -> Group:
         drawing = self.config.drawing
         given = rollouts.condition(self.klein.encoders, task, drawing)
-        start = rollouts.noise(self.config.group, drawing, generator(self.config.run.seed, "noise", epoch, index))
-        with self.run.autocast():
+        start = rollouts.noise(self.config.group, drawing, generator(self.config.run.seed, "noise", when, index))
+        with self.policy.acting(which), self.run.autocast():
             latents = rollouts.draw(self.policy, given, start.to(self.run.device), self.levels, drawing)
         images = self.klein.encoders.decode(latents)
         return rollouts.score(Group(index, task, proxy, given, latents, images), self.scorer)
@@ -228,7 +244,8 @@ class Trainer:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
 
-    def _report(self, epoch: int, groups: list[Group], told: Told, clock: Clock) -> None:
+    def _report(self, epoch: int, groups: list[Group], values: dict[str, float]) -> None:
+        """Log an epoch, and warn of what the monitors found."""
         images = [image for group in groups for image in group.images]
         watched = {
             "grid": monitors.grid(images),
@@ -238,12 +255,11 @@ class Trainer:
         first = self.run.notes.setdefault("first", watched)
         for warning in monitors.warnings(watched, first, self.config.limits):
             self.run.say(f"epoch {epoch + 1}: {warning}")
-        values = {**told.summed(self.run), **watched, "dropped": self.run.sum(torch.tensor(float(told.dropped)))}
-        values |= {"left_out": float(self.left_out.total()), **clock.seconds}
-        self.run.log(values)
-        if self.run.main and (epoch % self.config.sheet_every == 0 or epoch + 1 == self.config.epochs):
-            pictures.sheet(groups).save(_made(self.run.folder / "sheets") / f"epoch-{epoch + 1:05d}.png")
-            pictures.curve(self.run.folder / "log.csv").save(self.run.folder / "curve.png")
+        self.run.log({**values, **watched, "left_out": float(self.left_out.total())})
+
+    def _show(self, epoch: int, groups: list[Group]) -> None:
+        pictures.sheet(groups).save(_made(self.run.folder / "sheets") / f"epoch-{epoch + 1:05d}.png")
+        pictures.curve(self.run.folder / "log.csv").save(self.run.folder / "curve.png")
 
     def publish(self) -> Path:
         """Write the LoRA into OUT/lora."""
@@ -265,8 +281,8 @@ class Told:
     def dropped(self) -> int:
         return sum(reward is None for _, verdict in self.verdicts for reward in verdict.rewards)
 
-    def summed(self, run: Run) -> dict[str, float]:
-        """Mean rewards over all processes: of all pictures, of new ones and of edits, and within-group spread."""
+    def rewards(self, run: Run) -> dict[str, float]:
+        """Means over all processes: of all pictures, of new ones and of edits."""
         values: dict[str, float] = {}
         for name, prefix in (("reward", ""), ("reward_t2i", "t2i"), ("reward_i2i", "i2i")):
             known = [r for kind, verdict in self.verdicts if kind.startswith(prefix) for r in verdict.known]
@@ -274,13 +290,20 @@ class Told:
             total = run.sum(torch.tensor(float(sum(known))))
             if count:
                 values[name] = total / count
+        return values
+
+    def summed(self, run: Run) -> dict[str, float]:
+        """Over all processes: rewards, their spread within groups, what was dropped, the losses a step."""
+        values = self.rewards(run)
         spreads = [torch.tensor(v.known).std(correction=0) for _, v in self.verdicts if len(v.known) > 1]
         groups = run.sum(torch.tensor(float(len(spreads))))
+        total = run.sum(sum(spreads, torch.zeros(())))
         if groups:
-            values["spread"] = run.sum(torch.stack(spreads).sum() if spreads else torch.zeros(())) / groups
+            values["spread"] = total / groups
         updates = max(len(self.norms), 1)
         values["policy_loss"] = run.sum(sum((one.policy for one in self.learned), torch.zeros(()))) / updates
         values["kl"] = run.sum(sum((one.kl for one in self.learned), torch.zeros(()))) / updates
+        values["dropped"] = run.sum(torch.tensor(float(self.dropped)))
         return values | {"gradient": max(self.norms, default=0.0)}
 
 

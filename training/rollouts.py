@@ -80,21 +80,20 @@ def condition(encoders: Encoders, task: Task, drawing: Drawing) -> Condition:
 
 
 def draw(policy: Policy, given: Condition, noise: Latents, levels: torch.Tensor, drawing: Drawing) -> Latents:
-    """x0 [G, N, 128] from noise by the old policy, with guidance."""
+    """x0 [G, N, 128] from noise by whichever policy acts, with guidance."""
     parts = []
-    with policy.acting("old"):
-        for rows in noise.tokens.split(drawing.batch):
-            own = given.rows(len(rows))
-            made = sample(
-                policy.klein.transformer,
-                noise.like(rows),
-                levels,
-                own.context,
-                own.references,
-                drawing.guidance,
-                own.negative,
-            )
-            parts.append(made.tokens)
+    for rows in noise.tokens.split(drawing.batch):
+        own = given.rows(len(rows))
+        made = sample(
+            policy.klein.transformer,
+            noise.like(rows),
+            levels,
+            own.context,
+            own.references,
+            drawing.guidance,
+            own.negative,
+        )
+        parts.append(made.tokens)
     return noise.like(torch.cat(parts))
 
 

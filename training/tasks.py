@@ -88,6 +88,10 @@ class World:
     def __init__(self, side: int = 64, held: bool = False) -> None:
         self._side, self._held = side, held
 
+    def held(self) -> World:
+        """The held-back tenth instead."""
+        return World(self._side, held=True)
+
     def draw(self, kind: str, rng: random.Random) -> Task:
         wanted = KINDS.index(kind)
         while True:
