@@ -26,6 +26,7 @@ bench: setup
 	$(RUN) benchmarks.loop
 	$(RUN) benchmarks.builtin
 	$(RUN) benchmarks.real_size
+	$(RUN) benchmarks.train
 
 # glibc otherwise hands large blocks back to the system after every operation, and half of the time goes there
 train-builtin: setup

@@ -78,7 +78,8 @@ class Clocked(Run):
 
 def ours(config: SFTConfig, folder: Folder, plan: Plan[Item], encodings: Encodings, out: Path) -> tuple[float, float]:
     """Samples a second of training.sft_dit, and seconds that filling its cache took."""
-    with Clocked(config.run, out) as run:
+    run = Clocked(config.run, out)
+    with run:
         feed = Feed(config, plan, encodings, run.device, folder.sampling.steps)
         began = time.perf_counter()
         feed.fill(0, 1)
