@@ -26,7 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         config = _overridden(load(options.recipe, EngineConfig), options)
-        _silence()
         statistics = run(config, options.out, _say)
     except ClvrError as error:
         _say(f"training.data: {error}")
@@ -64,13 +63,6 @@ def _overridden(config: EngineConfig, options: argparse.Namespace) -> EngineConf
     if options.ray:
         machine = dataclasses.replace(machine, ray=options.ray)
     return dataclasses.replace(config, prompts=prompts, run=machine)
-
-
-def _silence() -> None:
-    """No progress bars of the loaders between our lines."""
-    from clvr.flux2.loading import silence
-
-    silence()
 
 
 def _tell(statistics: Statistics, out: Path) -> None:

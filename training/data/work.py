@@ -101,6 +101,14 @@ def open_crew(config: CastConfig, device: str, generator: Generator) -> Crew:
     return Crew(Cast(controller, generator, verifier, judges), narrator)
 
 
+def open_generator(config: CastConfig, device: str) -> Generator:
+    """Without the loaders' own progress bars between ours. Raises what `load_generator` raises."""
+    from clvr.flux2.loading import silence
+
+    silence()
+    return load_generator(choice_of(config, device))
+
+
 def choice_of(config: CastConfig, device: str) -> Choice:
     names = ("model", "vlm", "vlm_model", "steps", "guidance", "dtype", "offload", "agreement")
     given = {name: getattr(config, name) for name in names}
@@ -113,7 +121,7 @@ class EngineWorker:
 
     def __init__(self, config: EngineConfig, device: str, painter: Generator | None = None) -> None:
         self._config = config
-        generator = painter or Shared(lambda: load_generator(choice_of(config.cast, device)))
+        generator = painter or Shared(lambda: open_generator(config.cast, device))
         self._crew = PerWorker(lambda: open_crew(config.cast, device, generator))
 
     def make(self, prompt: Prompt, shown: bool) -> Made:
