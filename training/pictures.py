@@ -69,7 +69,7 @@ def curve(log: Path, title: str = "PPRL") -> Image.Image:
     """Rewards by epoch, the spread within groups, and what the monitors measured."""
     rows = trackers.read(log)
     names = {"reward": "all", "reward_t2i": "new pictures", "reward_i2i": "edits", "fixed": "fixed tasks"}
-    reward = tuple(_line(said, rows, name) for name, said in names.items())
+    reward = tuple(line for name, said in names.items() if (line := _line(said, rows, name)).points)
     watched = (
         Chart("Distance to the SFT's velocity", Axis("epoch"), Axis("KL"), (_line("KL", rows, "kl"),)),
         Chart("Change of the weights", Axis("epoch"), Axis("relative shift"), (_line("shift", rows, "shift"),)),
