@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="say how long it takes, and stop")
     add("--page", action="store_true", help="write the page of what is done, and stop")
     add("--only", action="append", metavar="STAGE", help="these stages and what they need; may be repeated")
-    add("--device", default="auto", help="auto, cpu, cuda, …")
+    add("--device", default="auto", help="measures rows: auto, cpu, cuda, …; the trainers take accelerate's")
     add("--work", type=Path, default=Path("runs/lab"), help="where the stages' folders are")
     add("--out", type=Path, help="where ablation.md goes (default: docs/results)")
     return parser

@@ -56,6 +56,11 @@ def curves(found: Found) -> Image.Image | None:
         ("distillation: distance to the teacher's pictures", "step", (("distilled", "distance"),)),
         ("SFT: loss", "step", (("sft", "loss"),)),
         ("RL: mean reward, each by its own measure", "epoch", (("simple", "reward"), ("pprl", "reward"))),
+        (
+            "RL: mean reward on the fixed tasks, each by its own measure",
+            "epoch",
+            (("simple", "fixed"), ("pprl", "fixed")),
+        ),
         ("RL: relative shift of the weights", "epoch", (("simple", "shift"), ("pprl", "shift"))),
     )
     shown = []
