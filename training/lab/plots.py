@@ -57,7 +57,7 @@ def curves(found: Found) -> Image.Image | None:
         ("SFT: loss", "step", (("sft", "loss"),)),
         ("RL: mean reward, each by its own measure", "epoch", (("simple", "reward"), ("pprl", "reward"))),
         (
-            "RL: mean reward on the fixed tasks, each by its own measure",
+            "RL: the same on the fixed tasks",
             "epoch",
             (("simple", "fixed"), ("pprl", "fixed")),
         ),
