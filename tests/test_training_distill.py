@@ -26,7 +26,7 @@ from clvr.flux2.generator import Flux2Generator
 from training import distill, teacher
 from training.config import DataConfig
 from training.distill import DistillConfig, samples, start
-from training.klein import Klein, Latents, sample, sigmas
+from training.klein import Klein, Latents, TextContext, sample, sigmas
 from training.latent_cache import Cache, Encodings
 from training.recipe import FOLDER, load, plain
 from training.runs import OptimConfig, RunConfig
@@ -49,7 +49,7 @@ SHORT = DistillConfig(
 )
 LEARNING = dataclasses.replace(
     SHORT,
-    epochs=40,
+    epochs=28,
     batch=8,
     micro=8,
     measure_every=100,
@@ -114,7 +114,8 @@ def test_the_teachers_levels_hold_those_at_which_the_sampler_evaluates_the_stude
 )
 def test_one_step_along_the_target_lands_on_the_teachers_next_state_from_anywhere_inside(seed, windows, share):
     random = torch.Generator().manual_seed(seed)
-    ways = Trajectories(torch.randn(len(windows), 5, 4, 128, generator=random), 2, 2, None, ())
+    unread = TextContext(torch.zeros(1, 1, 1), torch.ones(1, 1))
+    ways = Trajectories(torch.randn(len(windows), 5, 4, 128, generator=random), 2, 2, unread, ())
     knots = torch.tensor([1.0, 0.955, 0.875, 0.7, 0.0])
     window = torch.tensor(windows)
     made = samples(ways, knots, window, torch.full((len(windows),), share))
@@ -216,7 +217,7 @@ def test_two_processes_that_share_one_model_give_the_losses_of_one(short, model,
     assert all(torch.allclose(trained[0][k], trained[1][k], rtol=1e-2, atol=1e-3) for k in trained[1])
 
 
-@pytest.mark.parametrize("at", [0, 7])
+@pytest.mark.parametrize("at", [0, 4])
 def test_a_killed_run_goes_on_with_exactly_the_uninterrupted_losses(short, model, tmp_path, monkeypatch, at):
     inner = distill.Trainer._step
 
