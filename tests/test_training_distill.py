@@ -37,7 +37,7 @@ from . import sft_fixtures, tiny_klein
 
 CPU = torch.device("cpu")
 SHORT = DistillConfig(
-    epochs=2,
+    epochs=4,
     batch=4,
     micro=2,
     held=2,

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from clvr.devices import choose_dtype
 from clvr.errors import ClvrError, SettingError
@@ -171,11 +172,17 @@ class Trainer:
             with self.run.autocast():
                 made = student(self.transformer, found, self.archive.knots)
             pairs.append((decode(made.like(found.tokens[:, -1]))[0], decode(made)[0]))
+        self._released()
         if self.run.main:
             path = self.run.folder / "sheets" / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
             teachers, own = zip(*pairs, strict=True)
             distill_sheets.sheet([item.prompt.text for item in shown], teachers, own, name).save(path)
+
+    def _released(self) -> None:
+        """After forwards without a gradient FSDP2 keeps the root's weights gathered: give them back."""
+        if isinstance(self.transformer, FSDPModule):
+            self.transformer.reshard()
 
     def train(self) -> None:
         if self.config.gradient_checkpointing:
@@ -232,6 +239,7 @@ class Trainer:
             for rows in batches:
                 found = self.archive.read(rows, self.run.device)
                 total += distance(self.transformer, found, self.archive.knots).sum()
+            self._released()
         return {"distance": float(total) / len(self.held)}
 
     def publish(self, out: Path) -> None:
