@@ -4,7 +4,7 @@ override PROMPT := $(value PROMPT)
 export PYTHON PROMPT
 RUN = .venv/bin/python -m
 
-.PHONY: demo serve test lint bench train-builtin setup clean
+.PHONY: demo serve test lint bench train-builtin lab setup clean
 
 demo: setup
 	@$(RUN) scripts.demo --prompt "$$PROMPT"
@@ -26,10 +26,14 @@ bench: setup
 	$(RUN) benchmarks.loop
 	$(RUN) benchmarks.builtin
 	$(RUN) benchmarks.real_size
+	$(RUN) benchmarks.train
 
 # glibc otherwise hands large blocks back to the system after every operation, and half of the time goes there
 train-builtin: setup
 	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 $(RUN) training.builtin
+
+lab: setup
+	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 $(RUN) training.lab
 
 setup:
 	@scripts/setup

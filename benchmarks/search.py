@@ -12,12 +12,9 @@ batches, so that pictures may differ by a rounding from those of `clvr generate`
 from __future__ import annotations
 
 import argparse
-import json
-import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,30 +28,18 @@ from clvr.policies import POLICIES, Means, Policy, Ruling
 from clvr.policies.auto import Auto
 from clvr.policies.base import Climb
 from clvr.ports import Verifier
-from clvr.shapes.checks import checklist
 from clvr.shapes.controller import ShapesController
-from clvr.shapes.sampler import prompt
-from clvr.shapes.scene import Spec
 from clvr.shapes.verifier import MeasuringVerifier
 from clvr.trajectory import Brief, Candidate, Check, CheckVerdict, Decision, Goal, Trajectory, Verdict
+from training import book
 from training.folder import open_sampler
+from training.goals import TIERS, Task, tasks
+from training.lockstep import Painter
 
-from .lockstep import Lockstep, Painter
-from .search_tables import TIERS, Result, write
+from .search_tables import Result, write
 
 IMAGES = 8
 """The budget of every method, in pictures."""
-SHARES = {"single": 4, "colors": 4, "two": 5, "counting": 8, "attribution": 16, "position": 18, "complex": 45}
-"""How often each category is asked for another prompt; those with few prompts run dry."""
-
-
-@dataclass(frozen=True)
-class Task:
-    number: int
-    text: str
-    checks: tuple[Check, ...]
-    complexity: float
-    tier: int
 
 
 class Refine(Climb):
@@ -153,20 +138,6 @@ def _variants() -> Iterator[Policy]:
     yield Auto("auto without tactics", tactics=False)
 
 
-def tasks(count: int, seed: int) -> list[Task]:
-    """Held-back prompts, each once, in quartiles of complexity."""
-    rng = random.Random(seed)
-    found: dict[str, Spec] = {}
-    names, weights = list(SHARES), list(SHARES.values())
-    while len(found) < count:
-        text, spec = prompt(rng.choices(names, weights)[0], rng, held=True)
-        found.setdefault(text, spec)
-    values = [probe.complexity(probe.of_spec(spec, text)) for text, spec in found.items()]
-    parts = probe.tiers(values, TIERS)
-    rows = zip(found.items(), values, parts, strict=True)
-    return [Task(n, text, checklist(spec), value, tier) for n, ((text, spec), value, tier) in enumerate(rows)]
-
-
 def solve(method: Method, task: Task, painter: Painter, seed: int) -> Result:
     began = time.monotonic()
     checks = (Check("whole", "Does the picture show the goal?"),) if method.holistic else task.checks
@@ -213,38 +184,10 @@ def _recall(verdict: Verdict, checks: Sequence[Check]) -> float:
     return probe.recall(outcome for _, outcome in verdict.effective(checks)) or 0.0
 
 
-def measure(method: Method, todo: Sequence[Task], painter: Painter, seed: int, book: Path) -> None:
-    """Run a method on what its book does not hold yet; every result is written as it comes."""
-    done = {row.task for row in read(book)}
-    left = [task for task in todo if task.number not in done]
-    if not left:
-        return
-    began, count = time.monotonic(), 0
-    with book.open("a") as out:
-        out.write("\n" if out.tell() else "")
-
-        def keep(result: Result) -> None:
-            nonlocal count
-            count += 1
-            out.write(json.dumps(asdict(result)) + "\n")
-            out.flush()
-            spent = time.monotonic() - began
-            if sys.stderr.isatty():
-                print(f"\r{method.name}: {count}/{len(left)}, {spent * (len(left) / count - 1):.0f} s left ", end="")
-
-        Lockstep(painter).run((partial(solve, method, task, painter, seed) for task in left), keep)
-    print(f"\r{method.name}: {len(left)} runs in {time.monotonic() - began:.0f} s{' ' * 20}", flush=True)
-
-
-def read(book: Path) -> list[Result]:
-    """The results of a book; a line that was cut off by a kill is left out."""
-    rows = []
-    for line in book.read_text().splitlines() if book.exists() else ():
-        try:
-            rows.append(Result(**json.loads(line)))
-        except ValueError:
-            continue
-    return rows
+def _books(folder: Path, row: int, part: str) -> tuple[Path, list[Path]]:
+    """The file of a row's results that this part writes, and what other parts wrote of the row."""
+    own = folder / f"{row:02}-{part.replace('/', 'of')}.jsonl"
+    return own, [path for path in folder.glob(f"{row:02}-*.jsonl") if path != own]
 
 
 def main() -> None:
@@ -268,9 +211,12 @@ def main() -> None:
     rows, sampler = methods(), open_sampler(options.model)
     for number, method in enumerate(rows):
         painter = Painter(sampler, options.steps * method.longer, options.guidance)
-        todo = [t for t in made[:: method.only] if t.number // method.only % parts == part - 1]
-        measure(method, todo, painter, options.seed, options.work / f"{number:02}-{part}of{parts}.jsonl")
-    found = [row for book in sorted(options.work.glob("*.jsonl")) for row in read(book)]
+        own, others = _books(options.work, number, options.part)
+        done = {row.task for path in others for row in book.read(path, Result)}
+        mine = [t for t in made[:: method.only] if t.number // method.only % parts == part - 1 and t.number not in done]
+        jobs = {task.number: partial(solve, method, task, painter, options.seed) for task in mine}
+        book.fill(own, Result, jobs, painter, method.name)
+    found = [row for path in sorted(options.work.glob("*.jsonl")) for row in book.read(path, Result)]
     how = f"{options.steps} denoising steps and CFG {options.guidance:g} a picture, seed {options.seed}"
     for path in write(found, [(m.name, m.group) for m in rows], options.out, how):
         print(path)

@@ -13,8 +13,8 @@ from PIL.Image import Image
 from clvr import probe
 from clvr.chart import Axis, Chart, Line, Point, draw
 from clvr.intervals import normal, wilson
+from training.goals import TIERS
 
-TIERS = 4
 PLOTTED = ("one shot", "best of 8", "refinement only", "clvr", "director", "strokes", "auto")
 AGAINST = (
     "one shot",

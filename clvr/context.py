@@ -133,16 +133,17 @@ def to_sharegpt(trajectory: Trajectory, image_paths: Mapping[str, str]) -> dict[
     missing = [label for label in labels if label not in image_paths]
     if missing:
         raise FormatError(f"There is no path for {', '.join(missing)}.", "Name a path for each image.")
+    closing = closing_decision(trajectory)
     marks = "".join(f"<{label}> {PLACEHOLDER}\n" for label in trajectory.goal.labels())
     turns = [_turn("human", marks + _words(trajectory.goal.prompt))]
     shown = list(trajectory.goal.labels())
     for step in trajectory.steps:
         turns.append(_turn("gpt", _reply(step.decision)))
-        if step.index < len(trajectory.steps) - 1 or _rightly_stopped(trajectory):
+        if step.index < len(trajectory.steps) - 1 or closing:
             turns.append(_turn("tool", _observation(trajectory, step)))
             shown.append(step.label)
-    if trajectory.steps and _rightly_stopped(trajectory):
-        turns.append(_turn("gpt", _reply(Decision("stop", trajectory.stop_reason))))
+    if closing:
+        turns.append(_turn("gpt", _reply(closing)))
     extra = {"trajectory": trajectory.to_dict(), "images": {label: image_paths[label] for label in labels}}
     return {"conversations": turns, "images": [image_paths[label] for label in shown], EXTRA: extra}
 
@@ -196,7 +197,9 @@ def _observation(trajectory: Trajectory, step: Step) -> str:
     return "\n".join(lines)
 
 
-def _rightly_stopped(trajectory: Trajectory) -> bool:
-    """Whether stopping here is worth learning: every check of the goal holds on the last canvas."""
+def closing_decision(trajectory: Trajectory) -> Decision | None:
+    """The decision to stop, where stopping is worth learning: every check of the goal holds on the last canvas."""
     verdict = trajectory.canvas.winner.active if trajectory.canvas else None
-    return bool(trajectory.stop_reason and verdict and verdict.satisfied(trajectory.goal.checks))
+    if not (trajectory.stop_reason and verdict and verdict.satisfied(trajectory.goal.checks)):
+        return None
+    return Decision("stop", trajectory.stop_reason)

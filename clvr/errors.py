@@ -94,3 +94,7 @@ class ContextLimitError(ClvrError, ValueError):
 
 class Cancelled(ClvrError, RuntimeError):
     """A listener asked to stop in the middle of a call. What was complete before stays."""
+
+
+class DivergedError(ClvrError, ArithmeticError):
+    """A training's loss or gradient is no longer a finite number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from benchmarks.search_tables import Result, write
 from clvr.shapes.checks import checklist
 from clvr.shapes.language import parse
 from clvr.shapes.sampler import held_back
+from training import book
 
 RUN = ["search", "--prompts", "1", "--steps", "1"]
 
@@ -36,14 +38,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path) -> None:
+def results(folder: Path) -> list[Result]:
+    return [row for path in (folder / "work").glob("*.jsonl") for row in book.read(path, Result)]
+
+
+def run(folder: Path, *more: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [*RUN, "--work", str(folder / "work"), "--out", str(folder / "out")])
+        patch.setattr(sys, "argv", [*RUN, "--work", str(folder / "work"), "--out", str(folder / "out"), *more])
         search.main()
 
 
 def test_every_row_keeps_to_its_budget(folder: Path) -> None:
-    rows = [row for book in (folder / "work").glob("*.jsonl") for row in search.read(book)]
+    rows = results(folder)
     methods = {method.name: method for method in search.methods()}
     assert {row.method for row in rows} == set(methods)
     for row in rows:
@@ -66,14 +72,24 @@ def test_the_tables_have_every_row_and_the_plots_are_there(folder: Path) -> None
 
 
 def test_a_second_run_goes_on_where_the_first_one_was_cut(folder: Path) -> None:
-    book = sorted((folder / "work").glob("*.jsonl"))[-1]
-    whole = book.read_text()
-    before = search.read(book)
-    book.write_text(whole[: len(whole) - 40])
-    assert len(search.read(book)) == len(before) - 1
+    path = sorted((folder / "work").glob("*.jsonl"))[-1]
+    whole, before = path.read_text(), book.read(path, Result)
+    path.write_text(whole[: len(whole) - 40])
+    assert len(book.read(path, Result)) == len(before) - 1
     run(folder)
-    again = search.read(book)
-    assert {row.task: row.passed for row in again} == {row.task: row.passed for row in before}
+    assert {row.task: row.passed for row in book.read(path, Result)} == {row.task: row.passed for row in before}
+
+
+def test_parts_share_the_work(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    last = sorted((copy / "work").glob("*.jsonl"))[-1]
+    whole = len(results(copy))
+    lost = len(book.read(last, Result))
+    last.unlink()
+    run(copy, "--part", "1/2")
+    assert whole - lost < len(results(copy)) < whole
+    run(copy)
+    assert len(results(copy)) == whole
 
 
 def test_auto_is_compared_with_others_on_the_same_prompts(tmp_path: Path) -> None:

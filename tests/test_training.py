@@ -11,20 +11,19 @@ import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 
-from clvr.errors import FormatError, MissingFileError
 from clvr.shapes.edits import KINDS, say
 from clvr.shapes.language import parse, parse_edit
 from clvr.shapes.phrases import PREFIX
 from clvr.shapes.render import render
 from clvr.shapes.sampler import CATEGORIES, edit_sample, held_back, prompt
 from training.builtin import begin, prepare, publish
-from training.config import BuiltinConfig, DataConfig, OptimConfig, TextConfig, VAEConfig, load
-from training.data import samples, trajectory
+from training.config import BuiltinConfig, DataConfig, OptimConfig, TextConfig, VAEConfig
 from training.dit import Trainer
 from training.folder import open_sampler
 from training.model import patchify, unpatchify
 from training.optim import orthogonalise, schedule
 from training.sampling import noise
+from training.world import samples, trajectory
 
 TINY = BuiltinConfig(
     vae=VAEConfig(steps=3, batch=4),
@@ -161,11 +160,3 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape, generator=torch.manual_seed(0))))
         assert values.min() > 0.3
         assert values.max() < 1.5
-
-
-def test_recipe_errors_name_the_field(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="no recipe"):
-        load(tmp_path / "none.yaml")
-    (tmp_path / "r.yaml").write_text("optim: {bach: 3}")
-    with pytest.raises(FormatError, match="bach"):
-        load(tmp_path / "r.yaml")

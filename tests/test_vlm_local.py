@@ -21,6 +21,7 @@ from clvr.vlm.certainty import probabilities
 from clvr.vlm.folder import find
 from clvr.vlm.local import LocalClient, LocalSettings, Resident
 from clvr.vlm.prefix import common
+from clvr.vlm.qwen import content
 
 from .tiny_vlm import TEMPLATE, Told, make
 from .vlm_lessons import FIRST, Painter
@@ -79,7 +80,7 @@ def test_replies_are_those_of_transformers_own_generation(make_client):
     client = make_client(keep_prefix=False)
     messages = list(rounds(3))[-1]
     images = [p for m in messages for p in m.parts if not isinstance(p, str)]
-    turns = [{"role": m.role, "content": client.qwen._content(m)} for m in messages]
+    turns = [{"role": m.role, "content": content(m)} for m in messages]
     processor = client.qwen.processor
     text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     batch = processor(text=[text], images=images, return_tensors="pt")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
@@ -44,10 +44,11 @@ TEMPLATE = """{%- for m in messages %}<|im_start|>{{ m.role }}
 THOUGHTS = ["<think>", "</think>"]
 
 
-def make(folder: Path, template: str = TEMPLATE, seed: int = 0, **text: Any) -> Path:
-    """Save a model with random weights that reads and writes bytes. `text`: fields of its text config."""
+def make(folder: Path, template: str = TEMPLATE, seed: int = 0, texts: Sequence[str] = (), **text: Any) -> Path:
+    """Save a model with random weights that reads and writes bytes, and what occurs often in `texts` as one token.
+    `text`: fields of its text config."""
     torch.manual_seed(seed)
-    processor = _assembled(_bytes_tokenizer(), template)
+    processor = _assembled(_bytes_tokenizer(texts), template)
     model = _model(processor, **text)
     with torch.no_grad():
         for parameter in model.parameters():  # far from uniform, so that the likeliest token is clear
@@ -58,11 +59,16 @@ def make(folder: Path, template: str = TEMPLATE, seed: int = 0, **text: Any) -> 
     return folder
 
 
-def _bytes_tokenizer() -> PreTrainedTokenizerFast:
+def _bytes_tokenizer(texts: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*MARKS, *letters])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if texts:
+        learns = trainers.BpeTrainer(
+            vocab_size=1024, special_tokens=MARKS, initial_alphabet=letters, show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, learns)
     tokenizer.decoder = decoders.ByteLevel()
     fast = _marked(tokenizer)
     fast.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in THOUGHTS])

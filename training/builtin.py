@@ -17,13 +17,14 @@ import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
-from .config import BuiltinConfig, load
-from .data import corpus
+from .config import BuiltinConfig
 from .dit import Trainer
 from .model import make_tokenizer, save_folder
+from .recipe import FOLDER, load
 from .vae import main as train_vae
+from .world import corpus
 
-RECIPE = Path(__file__).parent / "recipes" / "builtin.yaml"
+RECIPE = FOLDER / "builtin.yaml"
 
 
 def prepare(
@@ -53,7 +54,7 @@ def begin(trainer: Trainer, start: Path) -> None:
 
 def publish(trainer: Trainer, out: Path) -> None:
     """Write the averaged weights as a folder that Flux2KleinPipeline loads."""
-    with trainer.averaged():
+    with trainer.average.swapped():
         save_folder(
             out,
             trainer.config,
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="samples to train on in all, instead of the recipe's")
     parser.add_argument("--minutes", type=float, help="checkpoint, publish and stop after this long")
     options = parser.parse_args()
-    config = load(options.recipe)
+    config = load(options.recipe, BuiltinConfig)
     if options.samples:
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, samples=options.samples))
     torch.set_num_threads(config.threads)

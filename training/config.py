@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import yaml
-
-from clvr.errors import FormatError, MissingFileError
-from clvr.trajectory import decode
 
 
 @dataclass(frozen=True)
@@ -106,13 +99,3 @@ class BuiltinConfig:
     threads: int = 2
     checkpoint_minutes: float = 5.0
     resolution: int = 64
-
-
-def load(path: Path) -> BuiltinConfig:
-    """A recipe as a config. Raises MissingFileError, or FormatError naming the unknown or mistyped field."""
-    if not path.is_file():
-        raise MissingFileError(f"There is no recipe {path}.", "See training/recipes/.")
-    data: Any = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(data, dict):
-        raise FormatError(f"{path} should hold a mapping.", "See training/recipes/builtin.yaml.")
-    return decode(BuiltinConfig, data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -20,11 +19,11 @@ from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 from .config import BuiltinConfig
-from .data import FACTS, Batch, Encoder, batches, held_out, samples
 from .model import embed, make_text_encoder, make_transformer, tokenize
 from .optim import Average, Muon, flatten, schedule, split, unflatten
 from .sampling import Sampler, ids_of
 from .sheets import curves, sheet
+from .world import FACTS, Batch, Encoder, batches, held_out, samples
 
 
 @dataclass
@@ -149,7 +148,7 @@ class Trainer:
         self._log(loss, self.validate(validation))
         self.save()
         curves(self.folder)
-        with self.averaged():
+        with self.average.swapped():
             sheet(self.sampler(), self.folder / "samples.png")
 
     def sampler(self) -> Sampler:
@@ -197,20 +196,12 @@ class Trainer:
     @torch.no_grad()
     def validate(self, validation: list[tuple[str, Batch]]) -> dict[str, float]:
         """Loss of the averaged weights on held-back samples, by kind, at fixed noise."""
-        with self.averaged():
+        with self.average.swapped():
             sums: dict[str, list[float]] = {}
             for name, batch in validation:
                 generator = torch.Generator().manual_seed(0)
                 sums.setdefault(name, []).append(self.loss(batch, generator).item())
         return {k: sum(v) / len(v) for k, v in sums.items()}
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        self.average.swap()
-        try:
-            yield
-        finally:
-            self.average.swap()
 
     def _log(self, loss: float, validation: dict[str, float] | None = None) -> None:
         a, total = self.at, self.config.optim.samples

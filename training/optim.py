@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from .checkpoints import Saved
+from .sharding import local
 
 
 def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -60,7 +64,7 @@ def schedule(done: int, total: int, warmup: int, decay: float) -> float:
 
 
 class Average:
-    """Exponential moving average of a module's floating-point state, warmed up by (1 + n) / (10 + n)."""
+    """Exponential moving average of the trained parameters of modules, warmed up by (1 + n) / (10 + n)."""
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
         self.modules = modules
@@ -74,7 +78,7 @@ class Average:
 
     def live(self) -> Iterable[tuple[str, torch.Tensor]]:
         for name, module in self.modules.items():
-            yield from ((f"{name}.{k}", p) for k, p in module.named_parameters())
+            yield from ((f"{name}.{k}", p) for k, p in module.named_parameters() if p.requires_grad)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -90,6 +94,24 @@ class Average:
             kept = p.detach().clone()
             p.copy_(self.shadow[k])
             self.shadow[k].copy_(kept)
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The average in place of the live weights, for a while."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        return {**self.shadow, "updates": torch.tensor(self.updates)}
+
+    @torch.no_grad()
+    def restore(self, saved: Saved) -> None:
+        self.updates = int(saved.whole("updates"))
+        for name, value in self.shadow.items():
+            local(value).copy_(saved.rows(name, value))
 
 
 def split(transformer: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -52,6 +52,10 @@ class Sampler:
         self.transformer, self.vae = transformer, vae
         self.layers, self.base_length = layers, base_length
 
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
     def padded(self, texts: Sequence[str]) -> int:
         """The length at which the generator would encode the longest of these texts."""
         return padded_length(max(map(len, tokenize_all(self.tokenizer, texts))), self.base_length)
@@ -60,8 +64,8 @@ class Sampler:
         """[B, length, width] of text-encoder states."""
         pad = self.tokenizer.pad_token_id
         rows = tokenize_all(self.tokenizer, texts)
-        ids = torch.tensor([r + [pad] * (length - len(r)) for r in rows])
-        mask = torch.tensor([[1] * len(r) + [0] * (length - len(r)) for r in rows])
+        ids = torch.tensor([r + [pad] * (length - len(r)) for r in rows], device=self.device)
+        mask = torch.tensor([[1] * len(r) + [0] * (length - len(r)) for r in rows], device=self.device)
         return embed(self.text_encoder, ids, mask, self.layers)
 
     @torch.no_grad()
@@ -71,10 +75,10 @@ class Sampler:
         for pictures in references:
             pixels = [torch.from_numpy(np.asarray(p.convert("RGB")).copy()) for p in pictures]
             if pixels:
-                tokens = normalise(self.vae, mean_latents(self.vae, to_tensor(torch.stack(pixels))))
-                rows.append(tokens.flatten(0, 1))
+                given = to_tensor(torch.stack(pixels)).to(self.device)
+                rows.append(normalise(self.vae, mean_latents(self.vae, given)).flatten(0, 1))
             else:
-                rows.append(torch.zeros(0, 128))
+                rows.append(torch.zeros(0, 128, device=self.device))
         return torch.stack(rows)
 
     @torch.no_grad()
@@ -94,9 +98,9 @@ class Sampler:
         context = self.context([*texts, *([""] * len(texts) if guided else [])], length)
         tokens = noise.shape[1]
         side = int(tokens**0.5)
-        text_ids, image_ids = ids_of(length, side, references.shape[1] // tokens)
-        levels = sigmas(steps, tokens)
-        x = noise
+        text_ids, image_ids = (i.to(self.device) for i in ids_of(length, side, references.shape[1] // tokens))
+        levels = sigmas(steps, tokens).to(self.device)
+        x = noise.to(self.device)
         for now, after in itertools.pairwise(levels):
             inputs = torch.cat([x, references], 1)
             velocity = self.transformer(
@@ -118,7 +122,7 @@ class Sampler:
     def images(self, latents: torch.Tensor) -> list[Image.Image]:
         """Normalised tokens as RGB pictures."""
         pixels = (decode(self.vae, denormalise(self.vae, latents)) / 2 + 0.5).clamp(0, 1)
-        array = (pixels.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+        array = (pixels.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
         return [Image.fromarray(a) for a in array]
 
 

@@ -51,14 +51,11 @@ class VLMController:
 
     def decide(self, trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> Decision:
         """Raises VLMError."""
-        labels = tuple(images)
-        drawn = bool(trajectory.steps)
-        default = (trajectory.canvas.label,) if trajectory.canvas else trajectory.goal.labels()
         asked = ask(
             self._client,
             history(trajectory, images, brief),
-            replies.decision_schema(labels, drawn),
-            lambda reply: replies.parse_decision(reply.text, labels, default, drawn),
+            replies.decision_schema(tuple(images), bool(trajectory.steps)),
+            lambda reply: read_decision(reply.text, trajectory, images),
         )
         return dataclasses.replace(usable(asked, "decision"), usage=asked.usage, raw=asked.raw)
 
@@ -80,6 +77,12 @@ def history(trajectory: Trajectory, images: Album, brief: Brief = NO_BRIEF) -> l
         )
         messages.append(Message("user", shown))
     return messages
+
+
+def read_decision(text: str, trajectory: Trajectory, images: Album) -> Decision:
+    """A reply to `history`. Raises ReplyError, also for an image that there is not."""
+    default = (trajectory.canvas.label,) if trajectory.canvas else trajectory.goal.labels()
+    return replies.parse_decision(text, tuple(images), default, bool(trajectory.steps))
 
 
 def _goal(goal: Goal, images: Album) -> Iterator[str | Image]:

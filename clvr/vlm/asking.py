@@ -29,7 +29,7 @@ class Asked(Generic[T]):
 def ask(
     client: ChatClient,
     messages: Sequence[Message],
-    schema: Mapping[str, Any],
+    schema: Mapping[str, Any] | None,
     parse: Callable[[Reply], T],
     logprobs: bool = False,
 ) -> Asked[T]:

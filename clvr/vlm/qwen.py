@@ -81,6 +81,14 @@ class _Sight:
     features: OrderedDict[int, Features] = field(default_factory=OrderedDict)
 
 
+def content(message: Message) -> str | list[dict[str, str]]:
+    """A turn as chat templates take it."""
+    parts = [plain(p) if isinstance(p, str) else None for p in joined(message)]
+    if None not in parts:
+        return "".join(p for p in parts if p is not None)
+    return [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
+
+
 class QwenVL:
     """The weights with their processor. Not for two threads at once."""
 
@@ -133,7 +141,7 @@ class QwenVL:
     def prompt(self, messages: Sequence[Message], side: int) -> Prompt:
         """Images with at most `side` pixels a side. Raises VLMError where the template has no room for each."""
         images = [shrunk(p, side) for m in messages for p in m.parts if not isinstance(p, str)]
-        turns = [{"role": m.role, "content": self._content(m)} for m in messages]
+        turns = [{"role": m.role, "content": content(m)} for m in messages]
         text = str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
         pad = self._config.image_token_id
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -163,13 +171,6 @@ class QwenVL:
     @property
     def _merge(self) -> int:
         return self._config.vision_config.spatial_merge_size
-
-    def _content(self, message: Message) -> str | list[dict[str, str]]:
-        """As chat templates take it."""
-        parts = [plain(p) if isinstance(p, str) else None for p in joined(message)]
-        if None not in parts:
-            return "".join(p for p in parts if p is not None)
-        return [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
 
     def _positions(self, ids: torch.Tensor, grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
         kinds = (ids == self._config.image_token_id).int()

@@ -22,6 +22,7 @@ RubricName = Literal[
     "rate_prism_composition",
     "rate_prism_long_text",
     "rate_prism_aesthetic",
+    "rate_director",
 ]
 PromptName = (
     Literal["checklist", "plan", "judge", "compare", "repair", "split", "tactics", "complexity", "trim"] | RubricName

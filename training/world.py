@@ -54,8 +54,19 @@ def single_edit(rng: random.Random, kind: str | None = None, held: bool = False)
     return Sample(say(change), (apply(scene, change), seed), ((scene, seed),), kind)
 
 
-def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
-    """The rounds of one run towards a goal: a first drawing, additions, slips and their corrections."""
+@dataclass(frozen=True)
+class Round:
+    """One step of a simulated run: what was decided, the scene that came of it, and which earlier rounds' pictures
+    it was given, the canvas first."""
+
+    decision: Decision
+    scene: Scene
+    references: tuple[int, ...] = ()
+
+
+def rounds(rng: random.Random, held: bool = False) -> tuple[str, list[Round], int]:
+    """One run towards a goal: its prompt, its rounds (a first drawing, additions, slips and their corrections), and
+    the seed of its pictures' jitter."""
     text, spec = prompt(rng.choices(("complex", "attribution", "position", "counting"), (5, 1, 1, 1))[0], rng, held)
     goal = realise(spec, rng)
     seed = rng.getrandbits(31)
@@ -63,30 +74,33 @@ def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
     first = wanted[: rng.choice((1, 1, 2, 2, 3))]
     scene = Scene(tuple(first))
     groups = [Group(i.noun, 1, i.cell) for i in first]
-    rounds: list[tuple[Decision, Scene, tuple[Scene, ...]]] = [
-        (Decision("generate", reasoning.empty(), reasoning.draw(groups)), scene, ())
-    ]
-    history = [scene]
+    made = [Round(Decision("generate", reasoning.empty(), reasoning.draw(groups)), scene)]
     plan = wanted[len(first) :]
-    while (plan or _wrong(scene, goal)) and len(rounds) < 8:
+    while (plan or _wrong(scene, goal)) and len(made) < 8:
         change = _next(scene, goal, plan, rng)
         scene = apply(scene, change)
         if rng.random() < 0.12:
             scene = _slip(scene, rng)
-        extras = rng.sample(history[:-1], min(len(history) - 1, rng.randint(1, 3))) if rng.random() < 0.15 else []
-        rounds.append((Decision("edit", reasoning.because(change), say(change)), scene, (history[-1], *extras)))
-        history.append(scene)
-    return list(_as_samples(text, rounds, seed))
+        last = len(made) - 1
+        extras = rng.sample(range(last), min(last, rng.randint(1, 3))) if rng.random() < 0.15 else []
+        made.append(Round(Decision("edit", reasoning.because(change), say(change)), scene, (last, *extras)))
+    return text, made, seed
 
 
-def _as_samples(goal: str, rounds: Sequence[tuple[Decision, Scene, tuple[Scene, ...]]], seed: int) -> Iterator[Sample]:
+def trajectory(rng: random.Random, held: bool = False) -> list[Sample]:
+    """The rounds of one run as samples, those with a held-back instruction left out."""
+    return list(_as_samples(*rounds(rng, held)))
+
+
+def _as_samples(goal: str, made: Sequence[Round], seed: int) -> Iterator[Sample]:
     turns: list[Turn] = []
-    for index, (decision, scene, references) in enumerate(rounds):
-        newest = Turn(index, narrate(decision))
+    for index, one in enumerate(made):
+        newest = Turn(index, narrate(one.decision))
         context = Context(goal, (*turns, newest))
-        if not held_back(decision.instruction):
+        if not held_back(one.decision.instruction):
             kind = "first" if index == 0 else "round"
-            yield Sample(context.text, (scene, seed), tuple((r, seed) for r in references), kind)
+            references = tuple((made[n].scene, seed) for n in one.references)
+            yield Sample(context.text, (one.scene, seed), references, kind)
         turns.append(Turn(index, newest.text, generated(index)))
 
 

@@ -16,7 +16,8 @@ from PIL.Image import Image
 
 from clvr.context import Context
 from clvr.ports import Drawing, DrawProgress, Size
-from training.sampling import Sampler, noise
+
+from .sampling import Sampler, noise
 
 R = TypeVar("R")
 MOST = 64

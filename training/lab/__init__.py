@@ -1,0 +1,1 @@
+"""The laboratory: the paper's ablation, end to end in the built-in world."""
