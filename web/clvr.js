@@ -9,13 +9,12 @@ const ID = "clvr";
 const REMINDED = 10000; // ms that a reminder stays
 
 // ComfyUI keeps them in the user's folder, where nodes/settings.py reads them.
-// Their texts in other languages: locales/*/settings.json.
 const SETTINGS = [
   {
     id: "CLVR.VLM.Address",
     category: ["CLVR", "VLM", "Address"],
-    name: "Address of a VLM server that asks for a key",
-    tooltip: "The key goes to this address alone, for example https://example.com/v1.",
+    name: say("vlm.address"),
+    tooltip: say("vlm.address.where"),
     type: "text",
     defaultValue: "",
     sortOrder: 2,
@@ -23,8 +22,8 @@ const SETTINGS = [
   {
     id: "CLVR.VLM.Key",
     category: ["CLVR", "VLM", "Key"],
-    name: "API key for that address",
-    tooltip: "Kept unencrypted in comfy.settings.json, never in a workflow. The environment's CLVR_VLM_API_KEY goes first.",
+    name: say("vlm.key"),
+    tooltip: say("vlm.key.where"),
     type: "text",
     attrs: { type: "password", autocomplete: "new-password" },
     defaultValue: "",

@@ -92,6 +92,10 @@ export const WORDS = {
     "goback.do": "Go back",
     "goback.round": "Round {n} ({score})",
     "error.status": "The server answered {n}.",
+    "vlm.address": "Address of a VLM server that asks for a key",
+    "vlm.address.where": "The key goes to this address alone, for example https://example.com/v1.",
+    "vlm.key": "API key for that address",
+    "vlm.key.where": "Kept unencrypted in comfy.settings.json, never in a workflow. The environment's CLVR_VLM_API_KEY goes first.",
   },
   zh: {
     tab: "CLVR：闭环运行",
@@ -180,6 +184,10 @@ export const WORDS = {
     "goback.do": "返回",
     "goback.round": "第 {n} 轮（{score}）",
     "error.status": "服务器返回 {n}。",
+    "vlm.address": "需要密钥的 VLM 服务器地址",
+    "vlm.address.where": "密钥只发送到此地址，例如 https://example.com/v1。",
+    "vlm.key": "该地址的 API 密钥",
+    "vlm.key.where": "以未加密的形式保存在 comfy.settings.json 中，从不写入工作流。环境变量 CLVR_VLM_API_KEY 优先。",
   },
   ja: {
     tab: "CLVR：閉ループの実行",
@@ -268,6 +276,10 @@ export const WORDS = {
     "goback.do": "戻る",
     "goback.round": "ラウンド {n}（{score}）",
     "error.status": "サーバーの応答：{n}",
+    "vlm.address": "キーが必要な VLM サーバーのアドレス",
+    "vlm.address.where": "キーはこのアドレスにだけ送ります。例：https://example.com/v1",
+    "vlm.key": "そのアドレスの API キー",
+    "vlm.key.where": "comfy.settings.json に暗号化せずに保存し、ワークフローには書きません。環境変数 CLVR_VLM_API_KEY が優先します。",
   },
 };
 
