@@ -373,7 +373,7 @@ def test_a_server_that_recovers_loses_nothing():
 def test_a_refused_key_ends_the_run():
     with serving(complaint(401, "who are you")) as server:
         reward = rewards.ProxyReward(rewards.UnifiedReward(server.client), rewards.MeasuredEdit())
-        with pytest.raises(VLMSetupError, match="refused the API key"):
+        with pytest.raises(VLMSetupError, match="asks for an API key"):
             submitted(rewards.Scorer(reward, workers=1), 1)
 
 
