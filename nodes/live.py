@@ -65,7 +65,7 @@ class Live:
         self.tell(told)
         if line := in_short(told):
             self._write(line)
-        return self._stop()
+        return self.stop()
 
     def foretell(self, expected: Estimate) -> None:
         """Show what the run will take. To be told before it starts."""
@@ -104,7 +104,8 @@ class Live:
         if isinstance(event, events.Settled) and entry.folder:
             entry.watch.forget(event.step.index)
 
-    def _stop(self) -> events.Answer | None:
+    def stop(self) -> events.Answer | None:
+        """What the panel asked for while the run did not wait for an answer."""
         if self.entry is None or not self.entry.stopping:
             return None
         self.entry.stopping = False

@@ -157,6 +157,9 @@ def wait(question: Question, live: Live, seconds: float) -> Answer | None:
     now = time.monotonic()
     asked = Asked(question, now + seconds if seconds else None)
     entry.asked = asked
+    if stop := live.stop():
+        entry.asked = None
+        return stop
     live.tell({"kind": "paused", "step": question.event.step, "moment": question.moment})
     last_seen = now
     try:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from benchmarks import search
 from benchmarks.search_tables import Result, write
+from clvr.policies import POLICIES
 from clvr.shapes.checks import checklist
 from clvr.shapes.language import parse
 from clvr.shapes.sampler import held_back
 from training import book
 
 RUN = ["search", "--prompts", "1", "--steps", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_policies() -> Iterator[None]:
+    """What the laboratory registers is gone afterwards."""
+    with patch.dict(POLICIES):
+        yield
 
 
 def test_prompts_are_held_back_distinct_and_in_tiers_of_equal_size() -> None:
@@ -43,8 +53,8 @@ def results(folder: Path) -> list[Result]:
 
 
 def run(folder: Path, *more: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [*RUN, "--work", str(folder / "work"), "--out", str(folder / "out"), *more])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "argv", [*RUN, "--work", str(folder / "work"), "--out", str(folder / "out"), *more])
         search.main()
 
 

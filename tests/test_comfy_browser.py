@@ -218,7 +218,7 @@ def test_a_round_is_rolled_back_by_hand(page, panel):
     panel.get_by_role("button", name="Roll back this round").click()
     panel.locator(".steps .round.dropped").wait_for()
     panel.get_by_role("heading", name="Round 2").first.wait_for()
-    panel.get_by_role("button", name="Stop and keep").first.click()
+    panel.locator(".pause").get_by_role("button", name="Stop and keep").click()
     panel.locator(".state.done, .state.cut").wait_for()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ def accuracies(pairs: Sequence[tuple[float, bool]]) -> list[tuple[float, float]]
     yes = sum(answer for _, answer in ordered)
     no = len(ordered) - yes
     levels = sorted({p for p, _ in ordered})
-    cuts = [0.0, *((a + b) / 2 for a, b in pairwise(levels))]
+    cuts = [0.0, *(max((a + b) / 2, math.nextafter(a, 1)) for a, b in pairwise(levels))]
     curve, at, missed, refused = [], 0, 0, 0
     for cut in cuts:
         while at < len(ordered) and ordered[at][0] < cut:

@@ -7,7 +7,7 @@ from .base import Climb, Means
 
 
 class OneShot(Climb):
-    """The baseline of every comparison; it costs no planning. The best drawing is the result."""
+    """The baseline of every comparison. The best drawing is the result."""
 
     name = "one-shot"
 
