@@ -1,6 +1,6 @@
 """Policies against one shot and best-of-N at equal function evaluations, in the built-in world.
 
-    python -m benchmarks.search                        everything; resumes where it was stopped
+    python -m benchmarks.search                        everything, 90 minutes of one core; resumes
     python -m benchmarks.search --quick                two minutes: fewer prompts, the same tables
     python -m benchmarks.search --part 1/2             half of the runs; start 2/2 beside it, then once without
 
