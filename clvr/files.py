@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import RunFolderError
+from .errors import RunFolderError, RunLockedError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -62,3 +62,21 @@ def lock(file: BinaryIO) -> bool:
     except OSError:
         return False
     return True
+
+
+def hold(folder: Path, name: str) -> BinaryIO:
+    """The folder's lock file, locked for this process until it is closed; both are made where they are missing.
+
+    Raises RunFolderError; RunLockedError where another process holds it."""
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the folder is held
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if not lock(file):
+        file.close()
+        raise RunLockedError(
+            f"Another process is writing into {folder}.", "Wait until it is done, or give another --out."
+        )
+    return file

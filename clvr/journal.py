@@ -31,10 +31,9 @@ from .errors import (
     JournalError,
     MissingFileError,
     RunFolderError,
-    RunLockedError,
 )
 from .events import Amended, Answer, Answered, Event, Judged, Planned, Settled, Stopped
-from .files import cannot_write, lock, sync_folder, write_atomic
+from .files import cannot_write, hold, sync_folder, write_atomic
 from .images import load_image, png_bytes
 from .ports import Album, Size
 from .trajectory import Cost, Goal, Step, Trajectory, decode, encode, referenced
@@ -197,7 +196,7 @@ class Journal:
         """Reserve a folder for a new run. Raises RunLockedError, and RunFolderError where the folder cannot
         be written or already holds a run."""
         folder = Path(folder)
-        held = _lock(folder)
+        held = hold(folder, LOCK)
         taken = [name for name in (JOURNAL, TRAJECTORY, "steps", "final.png") if (folder / name).exists()]
         if taken:
             held.close()
@@ -215,7 +214,7 @@ class Journal:
         Raises what `read` raises, RunLockedError, and RunFolderError where the folder cannot be written."""
         folder = Path(folder)
         read(folder)
-        held = _lock(folder)
+        held = hold(folder, LOCK)
         try:
             record = read(folder)
             journal = cls(folder, held, record.lines, record.answers)
@@ -441,19 +440,3 @@ def _damaged(path: Path, number: int, error: ClvrError) -> JournalError:
     else:
         remedy = f"Restore the file from a backup, or keep its first {number} lines and resume from there."
     return JournalError(f"{path} is damaged in line {number + 1}: {error}.", remedy)
-
-
-def _lock(folder: Path) -> BinaryIO:
-    """The folder's lock file, locked for this process until it is closed."""
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")  # noqa: SIM115 - it stays open as long as the run
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    if not lock(file):
-        file.close()
-        raise RunLockedError(
-            f"Another process is writing into {folder}.", "Wait until it is done, or give another --out."
-        )
-    return file

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import Flux2KleinPipeline
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -25,6 +23,7 @@ from clvr.errors import SettingError
 
 from .klein import Klein, Latents, TextContext, lora_targets, velocity
 from .nft import follow
+from .publishing import save_lora
 
 NEW, OLD = "default", "old"
 Which = Literal["new", "old", "reference"]
@@ -130,13 +129,7 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """The new policy's LoRA as diffusers names and describes it; `clvr merge` adds it to the SFT weights."""
-        transformer = self.klein.transformer
-        config = transformer.peft_config[NEW].to_dict()
-        Flux2KleinPipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers={**get_peft_model_state_dict(transformer, adapter_name=NEW)},
-            transformer_lora_adapter_metadata={**config, "target_modules": sorted(self.targets)},
-        )
+        save_lora(self.klein.transformer, NEW, folder)
 
 
 def _parameters(transformer: nn.Module, adapter: str) -> dict[str, nn.Parameter]:

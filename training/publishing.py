@@ -20,7 +20,6 @@ from clvr.flux2.folder import CLASSES, Folder
 from clvr.flux2.headers import Entry
 from clvr.hub import read_json
 
-from .klein import lora_targets
 from .sharding import gathered
 
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -97,8 +96,9 @@ def fused(transformer: nn.Module) -> dict[str, torch.Tensor]:
 def save_lora(transformer: Any, adapter: str, folder: Path) -> None:  # noqa: ANN401
     """An adapter as diffusers names and describes it; `clvr merge` and `load_lora_weights` add it."""
     config = transformer.peft_config[adapter].to_dict()
+    adapted = [name for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)]
     Flux2KleinPipeline.save_lora_weights(
         folder,
         transformer_lora_layers={**get_peft_model_state_dict(transformer, adapter_name=adapter)},
-        transformer_lora_adapter_metadata={**config, "target_modules": sorted(lora_targets(transformer))},
+        transformer_lora_adapter_metadata={**config, "target_modules": sorted(adapted)},
     )

@@ -14,10 +14,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ..errors import FormatError, RunFolderError, RunLockedError
-from ..files import cannot_write, lock, write_atomic
+from ..errors import FormatError, RunFolderError
+from ..files import hold, write_atomic
 from ..trajectory import Check, CheckVerdict, Cost, decode, encode
 
 PLAN, RESULTS, SUMMARY, PAGE = "bench.json", "results.jsonl", "summary.json", "bench.html"
@@ -81,7 +81,7 @@ class Folder:
         """Raises RunLockedError, RunFolderError, and FormatError where it holds another benchmark."""
         self.path = path
         self.plan = plan
-        self._held = _locked(path)
+        self._held = hold(path, ".lock")
         try:
             _agree(path / PLAN, plan)
         except BaseException:
@@ -134,20 +134,6 @@ def place(path: Path, data: bytes) -> None:
 
 def _line(data: object) -> bytes:
     return (json.dumps(data) + "\n").encode()
-
-
-def _locked(path: Path) -> BinaryIO:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = open(path / ".lock", "ab")  # noqa: SIM115 - it stays open as long as the benchmark
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    if not lock(file):
-        file.close()
-        raise RunLockedError(
-            f"Another process is writing into {path}.", "Wait until it is done, or give another --out."
-        )
-    return file
 
 
 def _agree(path: Path, plan: Plan) -> None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from clvr.errors import FormatError, RunLockedError
-from clvr.files import cannot_write, lock, write_atomic
+from clvr.errors import FormatError
+from clvr.files import hold, write_atomic
 from clvr.trajectory import decode, encode
 
 from .candidates import Prompt
@@ -36,7 +36,7 @@ class Folder:
     def __init__(self, path: Path, config: EngineConfig) -> None:
         """Raises RunLockedError, RunFolderError, and FormatError where it holds what another recipe made."""
         self.path = path
-        self._held = _locked(path)
+        self._held = hold(path, "lock")
         try:
             _agree(path / PLAN, plan(config))
         except BaseException:
@@ -116,17 +116,3 @@ def _agree(path: Path, wanted: dict[str, Any]) -> None:
             f"{path.parent} was begun with another {' and '.join(differing)}.",
             "Give another --out, or the recipe that it was begun with.",
         )
-
-
-def _locked(path: Path) -> BinaryIO:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = open(path / "lock", "ab")  # noqa: SIM115 - it stays open as long as the engine
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    if not lock(file):
-        file.close()
-        raise RunLockedError(
-            f"Another process is writing into {path}.", "Wait until it is done, or give another --out."
-        )
-    return file
