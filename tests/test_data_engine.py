@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from clvr.context import from_sharegpt
-from clvr.errors import FormatError, GrammarError, ImageError, MissingFileError, RunLockedError
+from clvr.errors import FormatError, GrammarError, ImageError, MissingFileError, RunLockedError, SettingError
 from clvr.shapes.controller import ShapesController
 from clvr.trajectory import generated
 from training.data.candidates import Prompt
-from training.data.config import PromptConfig, RuleConfig
-from training.data.crews import DEATHS
+from training.data.config import PromptConfig, RuleConfig, RunConfig
+from training.data.crews import DEATHS, Job
 from training.data.engine import plan, run
 from training.data.folder import CRASHED, Folder
 from training.data.records import read, shards
@@ -185,6 +185,19 @@ def test_a_ray_cluster_with_a_killed_worker_loses_nothing_and_doubles_nothing(da
     assert len(list(marks.glob("*.pid"))) >= 2
     assert tree(tmp_path / "out") == tree(dataset)
     assert sum(line.startswith("[") for line in kept) == 8
+
+
+def test_a_ray_cluster_without_room_for_a_worker_is_told():
+    from training.data.ray_run import RayCrew
+
+    config = dataclasses.replace(CONFIG, run=RunConfig(devices=("cpu",), ray="local", gpus=1.0))
+    crew = RayCrew(PaintingWorker, config, patience=1.0)
+    try:
+        crew.send(0, Job(plan(CONFIG).prompts[0], False))
+        with pytest.raises(SettingError, match=r"started no worker within 1 s\. Each needs one CPU and run\.gpus = 1"):
+            crew.wait()
+    finally:
+        crew.close()
 
 
 def test_the_built_in_model_draws_for_several_prompts_in_shared_batches(tmp_path):
