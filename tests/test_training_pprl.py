@@ -50,7 +50,7 @@ CONFIG = PPRLConfig(
     sheet_every=1,
     fixed=2,
     run=RunConfig(precision="fp32", checkpoint_every=1),
-    optim=OptimConfig(lr=1e-2),
+    optim=OptimConfig(lr=1e-2, ema=0.5),
     lora=Lora(2, 4),
     nft=NFT(times=2, kl_coef=0.1),
     reward=Reward(workers=1),
@@ -256,6 +256,16 @@ def test_a_run_leaves_a_lora_its_log_a_curve_and_sheets(whole):
     assert {"fixed", "reward", "spread", "kl", "grid", "latents", "shift", "dropped"} <= set(rows[0])
     assert Image.open(whole / "curve.png").width > 500
     assert sorted(p.name for p in (whole / "sheets").iterdir()) == ["epoch-00001.png", "epoch-00002.png"]
+
+
+def test_what_is_published_is_the_average_of_the_policies(whole):
+    kept = state(whole)
+    average, last = kept["ema-00000-000.safetensors"], kept["lora-00000-000.safetensors"]
+    published = load_file(whole / "lora" / "pytorch_lora_weights.safetensors")
+    for name, value in published.items():
+        live = name.removeprefix("transformer.").replace(".weight", ".default.weight")
+        assert torch.equal(value, average[f"policy.{live}"])
+    assert any(not torch.equal(value, average[f"policy.{name}"]) for name, value in last.items() if ".default." in name)
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(whole, tmp_path):

@@ -18,6 +18,7 @@ import yaml
 from diffusers import Flux2KleinPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 
 from clvr.context import Context
@@ -44,6 +45,8 @@ CONFIG = SFTConfig(
     batch=8,
     micro=2,
     gradient_checkpointing=False,
+    held=2,
+    measure_every=3,
     optim=OptimConfig(lr=1e-3, ema=0.9, warmup=0.2, decay="cosine"),
     run=RunConfig(precision="fp32", checkpoint_every=2, keep=9, report_seconds=0),
 )
@@ -57,7 +60,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return sft_fixtures.write(tmp_path_factory.mktemp("data"))
+    return sft_fixtures.write(tmp_path_factory.mktemp("data"), trajectories=6)
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +114,33 @@ def column(out, name="loss"):
 
 def assert_equal_runs(out, whole):
     assert column(out) == pytest.approx(column(whole), rel=1e-5)
+    assert [row["held"] != "" for row in read_log(out / "log.csv")] == [True, False, True, False, False, True]
+    held = [[float(row["held"]) for row in read_log(folder / "log.csv") if row["held"]] for folder in (out, whole)]
+    assert held[0] == pytest.approx(held[1], rel=1e-4)
     assert column(out, "gradient") == pytest.approx(column(whole, "gradient"), rel=1e-3)
     ours, theirs = (load_file(folder / WEIGHTS) for folder in (out, whole))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_kept_from_training_is_measured_with_the_averaged_weights_and_drawn(whole, model, data):
+    found = [row["held"] for row in read_log(whole / "log.csv")]
+    assert [bool(value) for value in found] == [True, False, True, False, False, True]
+    before = float(found[0])
+    assert float(found[-1]) < before
+    assert Image.open(whole / "curve.png").width > 500
+    shown = Image.open(whole / "sheet.png")
+    assert shown.width > 5 * 128  # the five samples of the last two trajectories
+
+
+def test_more_cannot_be_kept_than_there_is(model, data, tmp_path):
+    with pytest.raises(SettingError, match=r"held is 6, and .* has 6 trajectories"):
+        start(dataclasses.replace(CONFIG, held=6), str(model), data, tmp_path)
+
+
+def test_a_lora_over_shared_weights_is_refused():
+    with pytest.raises(SettingError, match="A LoRA is not trained over weights that processes share"):
+        SFTConfig(lora=Lora(2, 4), run=RunConfig(shard=True))
 
 
 def test_two_processes_give_the_losses_and_weights_of_one(whole, two_processes):

@@ -101,6 +101,10 @@ class Plan(Generic[T]):
         step = self.step(number)
         return step[process::processes], sum(map(len, step))
 
+    def once(self) -> list[tuple[Place, ...]]:
+        """Every sample once, in micro-batches."""
+        return self._epoch(0)
+
     def _micro(self, number: int) -> tuple[Place, ...]:
         epoch, within = divmod(number, len(self._epoch(0)))
         return self._epoch(epoch)[within]

@@ -28,14 +28,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
+from clvr.chart import Axis
 from clvr.devices import choose_dtype
 from clvr.errors import ClvrError, SettingError
 from clvr.flux2.folder import Folder, find
 from clvr.flux2.loading import check_architecture
 
-from . import distill_sheets, teacher
+from . import figures, teacher
 from .buckets import Place, Plan
 from .checkpoints import OptimizerState, Weights
 from .config import DataConfig
@@ -45,7 +45,7 @@ from .optim import Average
 from .publishing import collect, publish, stored_dtype
 from .recipe import load, plain
 from .runs import OptimConfig, Run, RunConfig, duration, generator
-from .sharding import load_transformer
+from .sharding import load_transformer, released
 from .teacher import Archive, Item, Teacher, Trajectories
 
 _SHOWN = 10
@@ -172,17 +172,12 @@ class Trainer:
             with self.run.autocast():
                 made = student(self.transformer, found, self.archive.knots)
             pairs.append((decode(made.like(found.tokens[:, -1]))[0], decode(made)[0]))
-        self._released()
+        released(self.transformer)
         if self.run.main:
             path = self.run.folder / "sheets" / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
             teachers, own = zip(*pairs, strict=True)
-            distill_sheets.sheet([item.prompt.text for item in shown], teachers, own, name).save(path)
-
-    def _released(self) -> None:
-        """After forwards without a gradient FSDP2 keeps the root's weights gathered: give them back."""
-        if isinstance(self.transformer, FSDPModule):
-            self.transformer.reshard()
+            figures.sheet([item.prompt.text for item in shown], {"teacher": teachers, name: own}).save(path)
 
     def train(self) -> None:
         if self.config.gradient_checkpointing:
@@ -239,7 +234,7 @@ class Trainer:
             for rows in batches:
                 found = self.archive.read(rows, self.run.device)
                 total += distance(self.transformer, found, self.archive.knots).sum()
-            self._released()
+            released(self.transformer)
         return {"distance": float(total) / len(self.held)}
 
     def publish(self, out: Path) -> None:
@@ -250,8 +245,15 @@ class Trainer:
             weights = collect(state.items(), stored_dtype(self.folder), self.run.main)
         if self.run.main:
             drawing = {"steps": self.config.steps, "guidance": 1.0}
-            distill_sheets.curve(out / "log.csv").save(out / "curve.png")
+            self._curve(out)
             publish(self.folder, weights, out / "model", {"is_distilled": True}, drawing)
+
+    def _curve(self, out: Path) -> None:
+        """RUN/curve.png: the distance to the teacher's pictures, and the loss of each of the student's steps."""
+        steps = {f"loss_{n + 1}": f"step {n + 1}" for n in range(self.config.steps)}
+        held = ("Held trajectories", Axis("update"), Axis("distance"), {"distance": ""})
+        learned = ("Velocity of the student's steps", Axis("update"), Axis("squared error", log=True), steps)
+        figures.curves(out / "log.csv", "Distillation", held, learned).save(out / "curve.png")
 
 
 def prompts(config: DistillConfig, data: Path | None) -> list[teacher.Prompt]:

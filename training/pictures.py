@@ -8,11 +8,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clvr import chart
-from clvr.chart import Axis, Chart, Line, Point
+from clvr.chart import Axis
 from clvr.pen import INK, PAPER, SOFT, WARN
 
-from . import trackers
+from . import figures
 from .rollouts import Group
 
 _SIDE, _GAP, _MARGIN = 128, 8, 24  # pixels
@@ -66,18 +65,13 @@ def _tile(
 
 
 def curve(log: Path, title: str = "PPRL") -> Image.Image:
-    """Rewards by epoch, the spread within groups, and what the monitors measured."""
-    rows = trackers.read(log)
-    names = {"reward": "all", "reward_t2i": "new pictures", "reward_i2i": "edits", "fixed": "fixed tasks"}
-    reward = tuple(line for name, said in names.items() if (line := _line(said, rows, name)).points)
-    watched = (
-        Chart("Distance to the SFT's velocity", Axis("epoch"), Axis("KL"), (_line("KL", rows, "kl"),)),
-        Chart("Change of the weights", Axis("epoch"), Axis("relative shift"), (_line("shift", rows, "shift"),)),
+    """Rewards by epoch, and what the monitors measured."""
+    epoch = Axis("epoch")
+    reward = {"reward": "all", "reward_t2i": "new pictures", "reward_i2i": "edits", "fixed": "fixed tasks"}
+    return figures.curves(
+        log,
+        title,
+        ("Mean reward of the rollouts", epoch, Axis("reward"), reward),
+        ("Distance to the SFT's velocity", epoch, Axis("KL"), {"kl": "KL"}),
+        ("Change of the weights", epoch, Axis("relative shift"), {"shift": "shift"}),
     )
-    return chart.draw(title, [Chart("Mean reward of the rollouts", Axis("epoch"), Axis("reward"), reward), *watched])
-
-
-def _line(said: str, rows: Sequence[dict[str, str]], name: str) -> Line:
-    """One quantity of the log; an epoch that lacks it is passed over."""
-    told = [(int(row["step"]) + 1, row.get(name)) for row in rows]
-    return Line(said, tuple(Point(x, float(y)) for x, y in told if y), marked=len(rows) < 40)

@@ -81,6 +81,7 @@ class Policy:
         for parameter in (*self.trained.values(), *self.old.values()):
             parameter.data = parameter.data.float()  # diffusers gives them the weights' bf16, too coarse to learn in
         self.follow(0.0)
+        self._switch("new")
 
     def follow(self, decay: float) -> None:
         """old <- decay · old + (1 - decay) · new."""

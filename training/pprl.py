@@ -10,6 +10,7 @@ goes on where a run stopped. `clvr merge` adds OUT/lora to the SFT's weights as 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
@@ -34,6 +35,7 @@ from .checkpoints import OptimizerState, Weights
 from .klein import Klein
 from .learner import NFT, Learned, Learner
 from .monitors import Limits
+from .optim import Average
 from .policy import Lora, Policy, Which
 from .proxy import LastWords, Offline, Teacher, WorldTeacher
 from .recipe import load, plain
@@ -154,6 +156,9 @@ class Trainer:
         self.left_out: Counter[str] = Counter()
         run.keep("lora", Weights(klein.transformer, lambda name, _: ".lora_" in name))
         run.keep("optimizer", OptimizerState(self.optimizer))
+        self.average = Average({"policy": klein.transformer}, config.optim.ema) if config.optim.ema else None
+        if self.average:
+            run.keep("ema", self.average)
 
     def train(self) -> None:
         try:
@@ -182,10 +187,11 @@ class Trainer:
             self._show(epoch, groups)
 
     def _fixed(self) -> dict[str, float]:
-        """The mean reward of the new policy on the fixed tasks."""
+        """The mean reward of the new policy, as it would be published, on the fixed tasks."""
         source = self.source.held() if isinstance(self.source, World) else self.source
         tasks = self._own(source, self.config.fixed, "fixed")
-        groups = [self._drawn("new", "fixed", index, *one) for index, one in tasks]
+        with self._published():
+            groups = [self._drawn("new", "fixed", index, *one) for index, one in tasks]
         told = Told()
         told.verdicts = [(group.task.kind, group.settle()) for group in groups]
         return {name.replace("reward", "fixed"): value for name, value in told.rewards(self.run).items()}
@@ -235,6 +241,8 @@ class Trainer:
             told.learned.append(self.learner.learn(epoch, group, verdict, 1 / count))
         self._sum_gradients()
         told.norms.append(self.run.update(self.optimizer, self.config.optim))
+        if self.average:
+            self.average.update()
 
     def _sum_gradients(self) -> None:
         """Over the processes. LoRAs are whole on each, also where the weights under them are sharded."""
@@ -265,8 +273,13 @@ class Trainer:
         """Write the LoRA into OUT/lora."""
         folder = self.run.folder / "lora"
         if self.run.main:
-            self.policy.save(folder)
+            with self._published():
+                self.policy.save(folder)
         return folder
+
+    def _published(self) -> contextlib.AbstractContextManager[None]:
+        """The new policy as it is published: its average, where the recipe has one."""
+        return self.average.swapped() if self.average else contextlib.nullcontext()
 
 
 class Told:

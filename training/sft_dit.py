@@ -4,13 +4,16 @@
     accelerate launch --num_processes 8 -m training.sft_dit --recipe training/recipes/sft_dit_4b.yaml …
 
 RUN/model is a klein folder with the trained weights (their average, where the recipe has one); under a LoRA
-RUN/lora holds it alone too. A second call goes on where the first one stopped, with the same losses.
+RUN/lora holds it alone too. RUN/curve.png shows the losses, RUN/sheet.png what is drawn for samples that were kept
+from training. A second call goes on where the first one stopped, with the same losses.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,25 +23,29 @@ from peft import LoraConfig
 from PIL import Image
 from torch import nn
 
+from clvr.chart import Axis
 from clvr.devices import choose_dtype
-from clvr.errors import ClvrError, ImageError, MissingFileError
+from clvr.errors import ClvrError, ImageError, MissingFileError, SettingError
 from clvr.flux2.folder import Folder, find
 from clvr.flux2.limits import TOKEN, scaled
 from clvr.flux2.loading import check_architecture, silence
 
+from . import figures
 from .buckets import Item, Picture, Place, Plan
 from .checkpoints import OptimizerState, Weights
 from .data.records import Record, read
-from .klein import Encoders, Latents, TextContext, lora_targets, shifted, velocity
+from .klein import Encoders, Latents, TextContext, lora_targets, sample, shifted, sigmas, velocity
 from .latent_cache import Cache, Encodings, digest_of_file
 from .optim import Average
 from .policy import Lora
 from .publishing import collect, fused, publish, save_lora, stored_dtype
 from .recipe import load, plain
 from .runs import PRECISIONS, OptimConfig, Run, RunConfig, generator
-from .sharding import load_transformer
+from .sharding import load_transformer, released
 
 ADAPTER = "default"
+_SHOWN = 10
+"""Samples of a sheet."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,9 @@ class SFTConfig:
     epochs: passes over the dataset; steps: instead of epochs, where it is given. batch: samples of a step on all
     processes together; micro: of one forward. timesteps: uniform, or shifted as the sampler's schedule is.
     caption_dropout: share of texts that are replaced by "", which guidance needs. mask_padding: keep padding
-    from being attended, which the generators do not. lora: train adapters instead of all weights.
+    from being attended, which the generators do not. lora: train adapters instead of all weights. held: trajectories
+    at the dataset's end that are kept from training; the loss on them is measured every `measure_every` steps, at
+    the same times and with the same noise.
     gradient_checkpointing: compute activations twice instead of keeping them. cache: keep encodings on disk, and
     the encoders out of memory while training."""
 
@@ -62,8 +71,21 @@ class SFTConfig:
     gradient_checkpointing: bool = True
     cache: bool = True
     lora: Lora | None = None
+    held: int = 0
+    measure_every: int = 200
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        if self.held < 0 or self.measure_every < 1:
+            raise SettingError(
+                f"held {self.held} and measure_every {self.measure_every} cannot work.", "From 0, and from 1."
+            )
+        if self.lora is not None and self.run.shard:
+            raise SettingError(
+                "A LoRA is not trained over weights that processes share.",
+                "Leave run.shard out: under a LoRA the frozen weights are held in bf16, 18 GB of the 9B.",
+            )
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,7 @@ class Batch:
         return len(self.t)
 
 
-def items(records: Iterator[Record], encoders: Encoders) -> tuple[list[Item], int]:
+def items(records: Iterable[Record], encoders: Encoders) -> tuple[list[Item], int]:
     """The samples of a dataset, and how many were left out because their text is longer than is read.
 
     Raises FormatError, MissingFileError and ImageError, which name the file and the line."""
@@ -128,7 +150,7 @@ class Feed:
         self.sampler_steps = steps
 
     def fill(self, process: int, processes: int) -> None:
-        """Encode this process's share of everything that the cache lacks, then forget the encoders."""
+        """Encode this process's share of everything that the cache lacks."""
         chosen = self.plan.items
         texts = sorted({(i.text, i.length) for i in chosen} | {("", i.length) for i in chosen})
         pictures = {p.digest: p for i in chosen for p in (i.target, *i.references)}
@@ -136,7 +158,6 @@ class Feed:
             self.encodings.text(text, length)
         for digest in sorted(pictures)[process::processes]:
             self.encodings.picture(pictures[digest])
-        self.encodings.close()
 
     def batch(self, places: Sequence[Place]) -> Batch:
         rows = [self._row(place) for place in places]
@@ -176,10 +197,10 @@ def loss(model: nn.Module, batch: Batch, mask_padding: bool = False) -> torch.Te
 
 
 class Trainer:
-    """A transformer on its device, its optimizer and its average, under a run."""
+    """A transformer on its device, its optimizer and its average, under a run. `feed` is learned, `held` measured."""
 
-    def __init__(self, config: SFTConfig, run: Run, folder: Folder, feed: Feed) -> None:
-        self.config, self.run, self.folder, self.feed = config, run, folder, feed
+    def __init__(self, config: SFTConfig, run: Run, folder: Folder, feed: Feed, held: Feed | None = None) -> None:
+        self.config, self.run, self.folder, self.feed, self.held = config, run, folder, feed, held
         dtype = torch.float32 if config.lora is None else PRECISIONS[config.run.precision]
         self.transformer = load_transformer(folder, run.device, dtype, run.mesh())
         if config.lora is not None:
@@ -197,7 +218,9 @@ class Trainer:
 
     def train(self) -> None:
         plan, config = self.feed.plan, self.config
-        for number in self.run.steps(config.steps or plan.steps(config.epochs)):
+        total = config.steps or plan.steps(config.epochs)
+        for number in self.run.steps(total):
+            before = self._measured() if number == 0 else {}
             micros, samples = plan.share(number, self.run.process, self.run.processes)
             value = torch.zeros((), device=self.run.device)
             for n, places in enumerate(micros):
@@ -210,21 +233,63 @@ class Trainer:
             if self.average:
                 self.average.update()
             rate = self.optimizer.param_groups[0]["lr"]
-            self.run.log({"loss": self.run.sum(value), "gradient": norm, "lr": rate})
+            values = {"loss": self.run.sum(value), "gradient": norm, "lr": rate, **before}
+            if (number + 1) % config.measure_every == 0 or number + 1 == total:
+                values |= self._measured()
+            self.run.log(values)
+
+    @torch.no_grad()
+    def _measured(self) -> dict[str, float]:
+        """The mean loss on the held samples, of the weights that would be published."""
+        if self.held is None:
+            return {}
+        total, plan = torch.zeros((), device=self.run.device), self.held.plan
+        with self._published(), self.run.autocast():
+            for places in plan.once():
+                total += loss(self.transformer, self.held.batch(places), self.config.mask_padding).sum()
+        released(self.transformer)
+        return {"held": float(total) / len(plan.items)}
+
+    @torch.no_grad()
+    def show(self, out: Path) -> None:
+        """OUT/curve.png, and OUT/sheet.png: held targets, and what the weights draw in their place."""
+        loss_ = ("Velocity", Axis("step"), Axis("squared error", log=True), {"loss": "trained on", "held": "held"})
+        if self.run.main:
+            figures.curves(out / "log.csv", "SFT of the DiT", loss_).save(out / "curve.png")
+        if self.held is None:
+            return
+        feed, sampling = self.held, self.folder.sampling
+        decode = feed.encodings.encoders.decode
+        texts: list[str] = []
+        pairs: list[tuple[Image.Image, Image.Image]] = []
+        for number, item in enumerate(feed.plan.items[:_SHOWN]):
+            one = feed.batch((Place(0, number),))
+            levels = sigmas(self.folder, sampling.steps, one.target.tokens.shape[1])
+            negative = feed.encodings.text("", item.length).to(self.run.device) if sampling.guidance > 1 else None
+            drawn = sample(self.transformer, one.target.like(one.noise), levels, one.context, one.references,
+                           sampling.guidance, negative)  # fmt: skip
+            texts.append(item.text)
+            pairs.append((decode(one.target)[0], decode(drawn)[0]))
+        released(self.transformer)
+        if self.run.main:
+            targets, own = zip(*pairs, strict=True)
+            figures.sheet(texts, {"target": targets, "drawn": own}).save(out / "sheet.png")
+
+    def _published(self) -> contextlib.AbstractContextManager[None]:
+        return self.average.swapped() if self.average else contextlib.nullcontext()
 
     def publish(self, out: Path) -> None:
-        """RUN/model, and RUN/lora under a LoRA."""
-        if self.average:
-            self.average.swap()
+        """RUN/model, RUN/lora under a LoRA, and what `show` draws."""
         lora = self.config.lora is not None
-        state: Mapping[str, torch.Tensor] = fused(self.transformer) if lora else self.transformer.state_dict()
-        weights = collect(state.items(), stored_dtype(self.folder), self.run.main)
-        if self.run.main:
-            publish(self.folder, weights, out / "model")
-            if lora:
-                save_lora(self.transformer, ADAPTER, out / "lora")
-        if self.average:
-            self.average.swap()
+        with self._published():
+            state: Mapping[str, torch.Tensor] = fused(self.transformer) if lora else self.transformer.state_dict()
+            weights = collect(state.items(), stored_dtype(self.folder), self.run.main)
+            if self.run.main:
+                publish(self.folder, weights, out / "model")
+                if lora:
+                    save_lora(self.transformer, ADAPTER, out / "lora")
+            with self.run.autocast():
+                self.show(out)
 
 
 def add_lora(transformer: Any, lora: Lora, seed: int) -> None:  # noqa: ANN401
@@ -248,16 +313,30 @@ def start(config: SFTConfig, model: str, data: Path, out: Path) -> Path:
         cache = Cache(out / "cache") if config.cache else None
         dtype = choose_dtype("auto", run.device)
         encodings = Encodings(folder, run.device, dtype, cache)
-        made, left_out = items(read(data), encodings.encoders)
+        records = list(read(data))
+        cut = len(records) - config.held
+        if cut < 1:
+            raise SettingError(
+                f"held is {config.held}, and {data} has {len(records)} trajectories.", "Keep fewer from training."
+            )
+        made, left_out = items(records[:cut], encodings.encoders)
         if left_out:
             run.say(f"left out: {left_out} samples whose text is longer than {encodings.encoders.limit} tokens")
         plan = Plan(made, config.batch, config.micro, config.run.seed)
         run.say(f"{len(made)} samples in {len({i.shape for i in made})} buckets, on {run.processes} processes")
         feed = Feed(config, plan, encodings, run.device, folder.sampling.steps)
+        kept, _ = items(records[cut:], encodings.encoders)
+        held = None
+        if kept:
+            measured = dataclasses.replace(config, caption_dropout=0.0)
+            held_plan = Plan(kept, config.micro, config.micro, config.run.seed)
+            held = Feed(measured, held_plan, encodings, run.device, folder.sampling.steps)
         if cache:
-            feed.fill(run.process, run.processes)
+            for one in (feed, held) if held else (feed,):
+                one.fill(run.process, run.processes)
             run.accelerator.wait_for_everyone()
-        trainer = Trainer(config, run, folder, feed)
+            encodings.close()
+        trainer = Trainer(config, run, folder, feed, held)
         trainer.train()
         trainer.publish(out)
         run.accelerator.wait_for_everyone()

@@ -14,7 +14,7 @@ from diffusers import Flux2Transformer2DModel
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from clvr.flux2.folder import WEIGHTS, Folder
@@ -62,6 +62,12 @@ def load_transformer(
                     place = own_rows(parameters[name])
                     local(parameters[name]).copy_(rows[place.start : place.stop])
     return made
+
+
+def released(transformer: nn.Module) -> None:
+    """After forwards without a gradient FSDP2 keeps the root's weights gathered: give them back."""
+    if isinstance(transformer, FSDPModule):
+        transformer.reshard()
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
