@@ -25,12 +25,23 @@ FLAGS = [
     "--disable-sync",
 ]
 READY = "() => window.app?.extensionManager && window.app.graph && LiteGraph.registered_node_types.CLVRClosedLoop"
-RUN = """() => new Promise((resolve, reject) => {
-    const failed = event => reject(new Error(event.detail.exception_message ?? event.type));
-    app.api.addEventListener('execution_success', () => resolve(true), {once: true});
-    app.api.addEventListener('execution_error', failed, {once: true});
-    app.queuePrompt(0, 1).catch(reject);
-})"""
+RUN = """async () => {
+    const get = async path => (await app.api.fetchApi(path)).json();
+    const before = await get('/history');
+    await app.queuePrompt(0, 1);
+    for (let seconds = 0; seconds < 300; seconds += 0.2) {
+        const {queue_running, queue_pending} = await get('/queue');
+        if (!queue_running.length && !queue_pending.length) {
+            const ended = Object.entries(await get('/history')).filter(([id]) => !(id in before));
+            const failed = ended.find(([, one]) => one.status.status_str !== 'success');
+            if (failed || !ended.length) throw new Error(JSON.stringify(failed ?? 'it was refused').slice(0, 2000));
+            return true;
+        }
+        await new Promise(done => setTimeout(done, 200));
+    }
+    throw new Error('It did not end within 300 s.');
+}"""
+"""Queue the workflow and wait for its end. It asks the server: an event that a busy browser missed never comes."""
 
 
 @contextmanager

@@ -37,6 +37,24 @@ def gradient(v_old, adv, x0, x_t, t, **settings):
     return v.grad
 
 
+def test_the_loss_and_its_gradient_are_those_of_the_authors_code():
+    """The numbers are those that scripts/train_nft_sd3.py of NVlabs/DiffusionNFT gives for these tensors."""
+
+    def wave(turns):
+        return torch.sin(torch.arange(18, dtype=torch.float64).view(3, 2, 3) * turns)
+
+    x0, noise, v, v_old, v_ref = map(wave, (0.3, 0.7, 1.1, 1.3, 1.7))
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    adv = torch.tensor([1.5, -7.0, 0.25], dtype=torch.float64)
+    v.requires_grad_()
+    told = evaluate(v, v_old, adv, x0, torch.lerp(x0, noise, t.view(-1, 1, 1)), t, v_ref, kl_coef=0.01).total
+    told.backward()
+    assert float(told) == pytest.approx(41.2541559223479, rel=1e-12)
+    assert v.grad.flatten(1).norm(dim=1).tolist() == pytest.approx(
+        [0.10502606038646553, 1.0413749657555322, 0.10872417427280316], rel=1e-12
+    )
+
+
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
 @pytest.mark.parametrize("clip", [2.0, 5.0])
 def test_on_policy_the_gradient_is_the_advantage_times_the_error_whatever_beta_and_clip(beta, clip):
