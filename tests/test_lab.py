@@ -21,7 +21,7 @@ from training.lab import page, plots
 from training.lab.__main__ import main
 from training.lab.chain import Chain
 from training.lab.config import GENEVAL, Evaluation, LabConfig, deciding
-from training.lab.found import CLAIMS, Claim, Found, Rate, difference, verdict
+from training.lab.found import CLAIMS, Claim, Found, Rate, difference, saved, verdict
 from training.lab.rows import PICTURES, ROWS, Measured, chosen, held_back, rewritten
 from training.lab.speeds import Speeds
 from training.lab.stages import Stage
@@ -139,6 +139,19 @@ def test_a_claim_is_judged_on_the_prompts_that_both_rows_drew():
     assert verdict((-0.2, -0.3, -0.1)) == "disagrees"
     assert verdict((0.1, -0.1, 0.3)) == "undecided"
     assert difference(found({"more": better}), claim) is None
+
+
+def test_a_claim_of_two_loops_is_judged_by_the_pictures_that_they_take_too():
+    few = [dataclasses.replace(measured(n, True), images=1 + n % 2) for n in range(100)]
+    many = [dataclasses.replace(measured(n, True), images=3) for n in range(100)]
+    told = found({"pprl": few, "sft": many, "base": many})
+    assert told.within("pprl", 1) == Rate(50, 100)
+    assert told.within("sft", 2) == Rate(0, 100)
+    between = saved(told, Claim("", "pprl", "sft"))
+    assert between is not None
+    assert between[0] == pytest.approx(1.5)
+    assert verdict(between) == "agrees"
+    assert saved(told, Claim("", "pprl", "base")) is None  # one shot
 
 
 def test_every_claim_compares_rows_that_there_are():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,11 @@ class Found:
     def rate(self, row: str, categories: Sequence[str] = GENEVAL) -> Rate:
         return Rate.of([run for run in self.rows[row] if run.category in categories])
 
+    def within(self, row: str, pictures: int) -> Rate:
+        """Prompts of all categories that pass with at most so many pictures: a loop ends where all checks hold."""
+        runs = self.rows[row]
+        return Rate(sum(run.passed and run.images <= pictures for run in runs), len(runs))
+
     def macro(self, row: str) -> float:
         """The mean over GenEval's categories, as the paper's overall."""
         rates = [self.rate(row, (category,)) for category in GENEVAL]
@@ -100,18 +105,36 @@ CLAIMS = (
 )
 
 
-def difference(found: Found, claim: Claim) -> tuple[float, float, float] | None:
-    """Of the pass rates on the same prompts, with its 95 % interval; None where a row is missing."""
-    if not {claim.more, claim.less} <= found.rows.keys():
+Difference = tuple[float, float, float]
+"""A mean over prompts that two rows share, and its 95 % interval."""
+
+
+def difference(found: Found, claim: Claim) -> Difference | None:
+    """Of the pass rates, `more` less `less`; None where a row is missing."""
+    return _difference(found, claim.more, claim.less, lambda run: float(run.passed), (-1.0, 1.0))
+
+
+def saved(found: Found, claim: Claim) -> Difference | None:
+    """Pictures a prompt that `more` saves against `less`; None where a row is missing or draws once."""
+    looped = {row.key for row in ROWS if row.looped}
+    if not {claim.more, claim.less} <= looped:
         return None
-    less = {run.task: run.passed for run in found.rows[claim.less]}
-    pairs = [float(run.passed) - less[run.task] for run in found.rows[claim.more] if run.task in less]
+    return _difference(found, claim.less, claim.more, lambda run: float(run.images), (-math.inf, math.inf))
+
+
+def _difference(
+    found: Found, first: str, second: str, value: Callable[[Measured], float], bounds: tuple[float, float]
+) -> Difference | None:
+    if not {first, second} <= found.rows.keys():
+        return None
+    others = {run.task: value(run) for run in found.rows[second]}
+    pairs = [value(run) - others[run.task] for run in found.rows[first] if run.task in others]
     if not pairs:
         return None
     low, high = normal(pairs) if len(set(pairs)) > 1 else (statistics.fmean(pairs),) * 2
-    return statistics.fmean(pairs), max(low, -1.0), min(high, 1.0)
+    return statistics.fmean(pairs), max(low, bounds[0]), min(high, bounds[1])
 
 
-def verdict(difference: tuple[float, float, float]) -> str:
+def verdict(difference: Difference) -> str:
     _, low, high = difference
     return "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"

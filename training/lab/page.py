@@ -15,7 +15,7 @@ from ..data.folder import STATISTICS
 from . import plots
 from .chain import Chain
 from .config import GENEVAL
-from .found import CLAIMS, Found, difference, verdict
+from .found import CLAIMS, Difference, Found, difference, saved, verdict
 from .rows import Measured, Row
 
 NAME, NOTES = "ablation", "ablation_notes.md"
@@ -40,6 +40,7 @@ def write(chain: Chain, root: Path, out: Path) -> list[Path]:
     parts = (
         _head(chain, found),
         _rates(chain, found),
+        _within(chain, found),
         _claims(found),
         _notes(out / NOTES),
         _data(found),
@@ -112,12 +113,37 @@ def _claims(found: Found) -> Iterator[str]:
         return
     yield "## What agrees with the paper"
     yield ""
-    yield "Differences of pass rates on the same prompts, all categories. Undecided: the interval holds zero."
+    yield (
+        "Differences on the same prompts, all categories: of pass rates, and of the pictures that a prompt takes, "
+        "where both rows draw in the loop. Undecided: the interval holds zero."
+    )
     yield ""
-    yield "| the paper says | here | |"
-    yield "| --- | --- | --- |"
+    yield "| the paper says | pass rate | | pictures saved | |"
+    yield "| --- | --- | --- | --- | --- |"
     for claim, between in judged:
-        yield f"| {claim.said} | {between[0]:+.3f} [{between[1]:+.3f}, {between[2]:+.3f}] | {verdict(between)} |"
+        yield f"| {claim.said} | {_between(between)} | {_between(saved(found, claim))} |"
+
+
+def _between(told: Difference | None) -> str:
+    """Two cells."""
+    return "– | " if told is None else f"{told[0]:+.3f} [{told[1]:+.3f}, {told[2]:+.3f}] | {verdict(told)}"
+
+
+def _within(chain: Chain, found: Found) -> Iterator[str]:
+    looped = [row for row in found.measured() if row.looped]
+    if not looped:
+        return
+    counts = [k for k in (1, 2, 3, 4, 6, 8, 12, 16) if k <= chain.config.evaluation.rounds]
+    yield "## Passes by pictures drawn"
+    yield ""
+    yield "Share of all prompts that pass with at most so many pictures; a loop ends where every check holds."
+    yield ""
+    yield f"| | {' | '.join(map(str, counts))} | pictures a prompt |"
+    yield "| --- " * (len(counts) + 2) + "|"
+    for row in looped:
+        runs = found.rows[row.key]
+        shares = " | ".join(f"{found.within(row.key, k).share:.2f}" for k in counts)
+        yield f"| {row.name} | {shares} | {statistics.fmean(run.images for run in runs):.2f} |"
 
 
 def _notes(path: Path) -> Iterator[str]:
