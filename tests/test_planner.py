@@ -24,7 +24,7 @@ from clvr.vlm.agents import history
 from clvr.vlm.local import LocalClient
 from clvr.vlm.rating import VLMRater
 from clvr.vlm.replies import dump_decision
-from training import planner
+from training import planner, trackers
 from training import recipe as recipes
 from training.director import HIGHEST, ByChecks, ByRubric, mean, reward
 from training.environment import Given, Rollout, Studio
@@ -40,6 +40,7 @@ from training.planner import (
 )
 from training.vlm import open_vlm
 
+from .launch_fixtures import launched
 from .lesson_fixtures import model
 
 RECIPE = recipes.load(recipes.FOLDER / "planner_tiny.yaml", PlannerRecipe)
@@ -458,6 +459,18 @@ def test_the_command_trains_in_the_built_in_world_and_publishes_what_clvr_opens(
     assert (tmp_path / "run" / "log.csv").read_text().startswith("step,")
     assert planner.main(command) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_planner_and_write_one_run(folder, tmp_path):
+    (tmp_path / "goals.txt").write_text("a red circle\na blue square\n")
+    settings = {**recipes.plain(RECIPE), "steps": 2, "tokens": 8, "checkpoint_every": 5}
+    (tmp_path / "r.yaml").write_text(json.dumps(settings))
+    options = {"recipe": tmp_path / "r.yaml", "goals": tmp_path / "goals.txt", "out": tmp_path / "run", "model": folder}
+    flags = [str(x) for name, value in options.items() for x in (f"--{name}", value)]
+    assert launched(2, "training.planner", *flags) == [0, 0]
+    assert [row["step"] for row in trackers.read(tmp_path / "run" / "log.csv")][:2] == ["1", "2"]
+    assert LocalClient.load(tmp_path / "run" / "model")
 
 
 def test_a_run_makes_its_checklists_once_and_goes_on_with_its_own_goals_only(tmp_path):

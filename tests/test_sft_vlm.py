@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +27,7 @@ from training.data.records import Record, read
 from training.sft_vlm import IGNORED, VLMRecipe, collator, example, forget, learned, main, open_dataset, trainer_of
 from training.vlm import last_checkpoint, open_vlm, prepare, publish
 
+from .launch_fixtures import launched
 from .lesson_fixtures import model, trajectory, write
 
 ROOT = Path(__file__).parent.parent
@@ -317,17 +314,6 @@ def test_the_command_trains_a_lora_and_publishes_it_merged(folder, data, tmp_pat
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert main(command) == 2
     assert "model is there already." in capsys.readouterr().err
-
-
-def launched(count, module, *flags):
-    """Exit codes of a module that runs in so many processes, as a launcher starts them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", module, *flags]
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    processes = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, **common, **rank}) for rank in ranks]
-    return [process.wait() for process in processes]
 
 
 @pytest.mark.slow
