@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .flux2.generator import Flux2Generator
     from .vlm.chat import ChatClient, Message, Reply
 
-BUILTIN = "builtin"
+BUILTIN = builtin.NAME
+"""The VLM of the built-in world, and its model; a variant of that is 'builtin:VARIANT'."""
 TRANSFORMERS = "transformers:"
 """Before the folder or hub id of a VLM that runs in this process."""
 AT_ONCE = 4
@@ -64,7 +65,7 @@ class Choice:
     def resolved(self) -> Choice:
         """With the VLM filled in, and the threshold read. Raises VLMSetupError where a real model has no VLM,
         SettingError, MissingFileError and FormatError for a threshold."""
-        vlm = self.vlm or (BUILTIN if self.model == BUILTIN else os.environ.get("CLVR_VLM_URL", ""))
+        vlm = self.vlm or (BUILTIN if builtin.named(self.model) else os.environ.get("CLVR_VLM_URL", ""))
         if not vlm:
             raise VLMSetupError(f"{self.model} needs a VLM that plans and judges.", START_A_VLM)
         threshold = str(read_threshold(self.judge_threshold)) if self.judge_threshold else ""
@@ -99,7 +100,7 @@ def load_generator(choice: Choice) -> Flux2Generator:
     from .flux2.generator import Flux2Generator
 
     return Flux2Generator.load(
-        builtin.PATH if choice.model == BUILTIN else choice.model,
+        _located(choice.model),
         device=choice.device,
         dtype=choice.dtype,
         offload=choice.offload,
@@ -108,12 +109,17 @@ def load_generator(choice: Choice) -> Flux2Generator:
     )
 
 
+def _located(model: str) -> str | Path:
+    """A built-in model's folder; any other name stays. Raises MissingFileError."""
+    return builtin.folder(model) if builtin.named(model) else model
+
+
 def outline(choice: Choice, size: Size | None = None) -> Setup:
     """Who would draw, plan and judge, without loading or downloading anything. Raises WeightsError, SettingError,
     VLMSetupError, and MissingFileError for a model that is not on this machine."""
     from .flux2 import folder
 
-    model = builtin.PATH if choice.model == BUILTIN else choice.model
+    model = _located(choice.model)
     found = folder.find(model, download=_from_cache)
     sampling = found.sampling.chosen(choice.steps, choice.guidance)
     size = size or (sampling.width, sampling.height)
@@ -234,7 +240,9 @@ def survey(vlm: str = "", vlm_model: str = "") -> Iterator[Finding]:
     """What is usable here. Looks at files and installed packages, and asks a VLM server only where one is
     named; nothing is downloaded."""
     yield from _packages()
-    yield _folder(f"model: {BUILTIN}", builtin.PATH, "--model builtin")
+    for variant in builtin.VARIANTS:
+        model = f"{BUILTIN}:{variant}"
+        yield _folder(f"model: {model}", builtin.folder(model), f"--model {model}")
     cached = dict(_cached_models())
     for repository, path in cached.items():
         yield _folder(f"model: {repository}", path, f"--model {repository}")

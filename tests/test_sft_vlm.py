@@ -30,7 +30,6 @@ from training.vlm import last_checkpoint, open_vlm, prepare, publish
 from .launch_fixtures import launched
 from .lesson_fixtures import model, trajectory, write
 
-ROOT = Path(__file__).parent.parent
 TINY = VLMRecipe(steps=4, lr=3e-3, accumulation=1, precision="fp32", image_side=64, workers=0, log_every=1,
                  checkpoint_every=2, checkpointing=False)  # fmt: skip
 RUNS = (

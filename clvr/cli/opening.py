@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def add_models(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--model", default="builtin", metavar="NAME", help="builtin, a FLUX.2 [klein] folder, or a hub id")
+    add("--model", default="builtin", metavar="NAME", help="builtin, one of its variants (clvr models lists them), a "
+        "FLUX.2 [klein] folder, or a hub id")  # fmt: skip
     add("--vlm", default="", metavar="VLM", help="who plans and judges: builtin, the address of an OpenAI-compatible "
         "server, or transformers:FOLDER (or a hub id), a Qwen3-VL in this process")  # fmt: skip
     add("--vlm-model", default="", metavar="NAME", help="the server's model; its only one when not given")

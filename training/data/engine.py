@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+from clvr import builtin
 from clvr.models import BUILTIN
 from clvr.report.figures import duration
 from clvr.trajectory import encode
@@ -102,7 +103,6 @@ def hire(config: EngineConfig, opener: Opener) -> Crew:
 def in_batches(config: EngineConfig, jobs: Sequence[Job], keep: Callable[[Made], None]) -> None:
     """Every job through `keep` once, drawings of equal shape going through the model together. Raises what a folder
     of weights raises, and what a job raises."""
-    from clvr import builtin
     from clvr.devices import choose_device
     from clvr.flux2.folder import find
 
@@ -110,7 +110,7 @@ def in_batches(config: EngineConfig, jobs: Sequence[Job], keep: Callable[[Made],
     from ..lockstep import Lockstep, Painter
 
     (device,) = config.run.devices
-    found = find(builtin.PATH if config.cast.model == BUILTIN else config.cast.model)
+    found = find(builtin.folder(config.cast.model) if builtin.named(config.cast.model) else config.cast.model)
     sampling = found.sampling.chosen(config.cast.steps, config.cast.guidance)
     sampler = open_sampler(found.path, choose_device(device))
     guidance = 1.0 if found.distilled else sampling.guidance
