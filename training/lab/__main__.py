@@ -2,6 +2,7 @@
 
     make lab                          or python -m training.lab: hours; the same command goes on where it stopped
     python -m training.lab --plan     how long each stage takes on this machine
+    python -m training.lab --ship DIR the weights of a whole run, as klein folders and LoRAs
     python -m training.lab --quick    the whole chain at toy settings, in minutes; its numbers mean nothing
 
 Every stage has a folder under --work, named by its recipe's hash: what changes in the recipe is made anew beside the
@@ -22,7 +23,7 @@ from clvr.flux2.loading import silence
 
 from ..recipe import FOLDER, load
 from ..runs import duration
-from . import page, speeds
+from . import page, shipping, speeds
 from .chain import Chain
 from .config import LabConfig
 from .stages import Stage
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="toy settings, in WORK/quick")
     add("--plan", action="store_true", help="say how long it takes, and stop")
     add("--page", action="store_true", help="write the page of what is done, and stop")
+    add("--ship", type=Path, metavar="DIR", help="put the trained and merged weights into DIR, and stop")
     add("--only", action="append", metavar="STAGE", help="these stages and what they need; may be repeated")
     add("--device", default="auto", help="measures rows: auto, cpu, cuda, …; the trainers take accelerate's")
     add("--work", type=Path, default=Path("runs/lab"), help="where the stages' folders are")
@@ -68,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(config: LabConfig, work: Path, out: Path, options: argparse.Namespace) -> None:
     device = torch.device(choose_device(options.device))
     chain = Chain(config, device)
+    if options.ship:
+        return _tell(list(shipping.ship(chain, work, options.ship)))
     names = _wanted(chain, options.only)
     done = all(chain.stages[name].done(work) for name in names)
     if options.page or (done and not options.plan):

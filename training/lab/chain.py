@@ -13,7 +13,7 @@ import torch
 from clvr.dswm import words
 from clvr.dswm.merge import merge
 from clvr.dswm.plot import draw
-from clvr.dswm.recipe import Recipe, Source
+from clvr.dswm.recipe import Number, Recipe, Source
 from clvr.dswm.report import Report
 from clvr.files import write_atomic
 
@@ -96,17 +96,7 @@ class Chain:
 
     def _merge(self, name: str, few: bool, parts: tuple[str, ...]) -> None:
         def work(out: Path, folders: Folders) -> None:
-            aligned = {"sft": Path("model"), "simple": _lora(folders, "simple"), "pprl": _lora(folders, "pprl")}
-            recipe = Recipe(
-                out / "model",
-                self.config.base,
-                Source(folders["distilled"] / "model") if few else None,
-                tuple(Source(folders[part] / aligned[part]) for part in parts),
-                self.config.dtype,
-                "diffusers",
-                overwrite=True,
-                sample=1,
-            )
+            recipe = self.merged(name, folders, out / "model", self.config.dtype)
             report = Report.of(merge(recipe))
             write_atomic(out / REPORT, json.dumps(report.json(), indent=1).encode() + b"\n")
             draw(report).save(out / "merge.png")
@@ -116,6 +106,21 @@ class Chain:
         needs = " ".join((*(["distilled"] if few else []), *parts))
         said = " + ".join((*(["distilled"] if few else []), *parts))
         self._add(name, f"clvr merge: base + {said}", {"dtype": self.config.dtype}, work, needs, 0.0)
+
+    def merged(self, name: str, folders: Folders, out: Path, dtype: Number) -> Recipe:
+        """What `clvr merge` is told for one of MERGES, from the folders of the stages that it needs."""
+        few, parts = MERGES[name]
+        aligned = {"sft": Path("model"), "simple": _lora(folders, "simple"), "pprl": _lora(folders, "pprl")}
+        return Recipe(
+            out,
+            self.config.base,
+            Source(folders["distilled"] / "model") if few else None,
+            tuple(Source(folders[part] / aligned[part]) for part in parts),
+            dtype,
+            "diffusers",
+            overwrite=True,
+            sample=1,
+        )
 
     def _row(self, row: Row) -> None:
         told = self.config.evaluation
