@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clvr.flux2.folder import find
 from clvr.shapes.checks import checklist
 from clvr.shapes.language import parse
 from clvr.shapes.render import render
@@ -215,3 +216,13 @@ def test_the_whole_chain_comes_to_its_end_and_is_not_done_twice(tmp_path: Path, 
     capsys.readouterr()
     assert main(["--quick", "--work", str(tmp_path)]) == 0
     assert all(line.startswith(str(results)) for line in capsys.readouterr().out.splitlines())
+    shipped = tmp_path / "shipped"
+    assert main(["--quick", "--work", str(tmp_path), "--ship", str(shipped)]) == 0
+    assert [find(shipped / name).distilled for name in ("sft", "distilled", "merged")] == [False, True, True]
+    assert {path.parent.name for path in shipped.glob("loras/*/*.safetensors")} == {"simple", "pprl"}
+
+
+def test_weights_of_a_chain_that_is_not_done_are_not_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["--quick", "--work", str(tmp_path), "--ship", str(tmp_path / "shipped")]) == 2
+    assert "The stage sft is not done" in capsys.readouterr().out
+    assert not (tmp_path / "shipped").exists()
