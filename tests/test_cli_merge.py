@@ -284,7 +284,10 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path):
         while not list(out.parent.iterdir()) and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=60)[1]
+        try:
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()  # else leaving the block would wait for it
     finished = process.returncode == 0
     assert process.returncode in (0, 130), errors
     assert [path.name for path in out.parent.iterdir()] == (["m.safetensors"] if finished else [])

@@ -12,7 +12,6 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -142,20 +141,27 @@ class TensorFile:
     @contextlib.contextmanager
     def flushing(self) -> Iterator[None]:
         """Flush to disk, all the while, what the block writes: the disk works beside it."""
-        done = threading.Event()
+        done, failed = threading.Event(), list[OSError]()
 
         def flush() -> None:
-            with open(self.path, "rb") as file:
-                while not done.wait(_FLUSH):
-                    os.fsync(file.fileno())
-
-        with ThreadPoolExecutor(1, "flush") as pool:
-            flushed = pool.submit(flush)
             try:
-                yield
-            finally:
-                done.set()
-            flushed.result()
+                with open(self.path, "rb") as file:
+                    while not done.wait(_FLUSH):
+                        os.fsync(file.fileno())
+            except OSError as error:
+                failed.append(error)
+
+        # A daemon, because Ctrl-C may come between any two lines of this, and the end of a process waits for others.
+        thread = threading.Thread(target=flush, name="flush", daemon=True)
+        try:
+            thread.start()
+            yield
+        finally:
+            done.set()
+            if thread.ident is not None:
+                thread.join()
+        if failed:
+            raise failed[0]
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the final header, close, and flush to disk."""
