@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,8 +16,8 @@ from clvr.pen import INK, PAPER, SOFT
 from . import trackers
 
 _SIDE, _GAP, _MARGIN, _LABEL, _WORDS = 128, 8, 16, 84, 76  # pixels
-_MARKED = 40
-"""Rows of a log from which on its points are not marked."""
+_MARKED, _MOST = 40, 200
+"""Points of a curve from which on they are not marked, and of which each is the mean of several."""
 
 
 def sheet(texts: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
@@ -42,7 +43,7 @@ def _column(number: int) -> int:
 
 def curves(log: Path, title: str, *charts: tuple[str, Axis, Axis, Mapping[str, str]]) -> Image.Image:
     """Each chart: its title, its axes, and what is said of the quantities of the log that it shows. A quantity that
-    the log lacks is left out, and a row that lacks it is passed over."""
+    the log lacks is left out, and a row that lacks it is passed over. Of many rows neighbours are averaged."""
     rows = trackers.read(log)
     return chart.draw(title, [Chart(name, x, y, _lines(rows, told)) for name, x, y, told in charts])
 
@@ -52,4 +53,11 @@ def _lines(rows: Sequence[Mapping[str, str]], told: Mapping[str, str]) -> tuple[
         said: tuple(Point(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name))
         for name, said in told.items()
     }
-    return tuple(Line(said, found, marked=len(found) < _MARKED) for said, found in points.items() if found)
+    return tuple(Line(said, _thinned(found), marked=len(found) < _MARKED) for said, found in points.items() if found)
+
+
+def _thinned(points: tuple[Point, ...]) -> tuple[Point, ...]:
+    """At most _MOST, each the mean of as many neighbours."""
+    size = -(-len(points) // _MOST)
+    groups = [points[n : n + size] for n in range(0, len(points), size)]
+    return tuple(Point(fmean(p.x for p in group), fmean(p.y for p in group)) for group in groups)
