@@ -64,7 +64,7 @@ def _tile(
     pen.text((x, y + _SIDE + 2), label, ink, ImageFont.load_default(13))
 
 
-def curve(log: Path, title: str = "PPRL") -> Image.Image:
+def curve(log: Path, title: str) -> Image.Image:
     """Rewards by epoch, and what the monitors measured."""
     epoch = Axis("epoch")
     reward = {"reward": "all", "reward_t2i": "new pictures", "reward_i2i": "edits", "fixed": "fixed tasks"}

@@ -267,7 +267,8 @@ class Trainer:
 
     def _show(self, epoch: int, groups: list[Group]) -> None:
         pictures.sheet(groups).save(_made(self.run.folder / "sheets") / f"epoch-{epoch + 1:05d}.png")
-        pictures.curve(self.run.folder / "log.csv").save(self.run.folder / "curve.png")
+        title = "Simple RL" if self.config.simple else "PPRL"
+        pictures.curve(self.run.folder / "log.csv", title).save(self.run.folder / "curve.png")
 
     def publish(self) -> Path:
         """Write the LoRA into OUT/lora."""

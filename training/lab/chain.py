@@ -73,7 +73,8 @@ class Chain:
             return distill.start(config.distill, self.base, None, out)
 
         def trajectories(out: Path, _: Folders) -> object:
-            return engine.run(data, out, lambda line: print(line, flush=True))
+            drawn = dataclasses.replace(data, cast=dataclasses.replace(cast, model=self.base))
+            return engine.run(drawn, out, lambda line: print(line, flush=True))
 
         def sft(out: Path, folders: Folders) -> object:
             return sft_dit.start(config.sft, self.base, folders["data"], out)
