@@ -47,12 +47,12 @@ class DedupConfig:
 @dataclass(frozen=True)
 class CastConfig:
     """Who draws, plans, verifies and judges, as `clvr generate` names them: `model` builtin:base, a klein folder or a
-    hub id; `vlm` builtin, the address of a server, or transformers:FOLDER. `verifiers`: who verifies, as --judge; none is
-    the one who plans. `judges`: who compares with the baseline, each a VLM's address (address#model), or `scores` and
-    `objects`, which measure in the built-in world. `narrator`: log or vlm. `batch`: prompts that are worked on at the
-    same time, their drawings in shared batches (`training.lockstep`), on one device and with the built-in planner; 0 is
-    the generator that ComfyUI and the command line use. `words`: how the built-in planner says where things go, in the
-    first attempt, the second, and so on in turn."""
+    hub id; `vlm` builtin, the address of a server, or transformers:FOLDER. `verifiers`: who verifies, as --judge; none
+    is the one who plans. `judges`: who compares with the baseline, each a VLM's address (address#model), or `scores`
+    and `objects`, which measure in the built-in world. `narrator`: log or vlm. `batch`: prompts that are worked on at
+    the same time, their drawings in shared batches (`training.lockstep`), on one device and with the built-in planner;
+    0 is the generator that ComfyUI and the command line use. `words`: how the built-in planner says where things go, in
+    the first attempt, the second, and so on in turn."""
 
     model: str = "builtin:base"
     vlm: str = "builtin"
