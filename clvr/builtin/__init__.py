@@ -16,7 +16,7 @@ VARIANTS: Mapping[str, str] = {
     "distilled": "the base in 4 steps without guidance",
     "merged": "base + distilled + SFT + PPRL (DSWM), 4 steps without guidance",
 }
-DEFAULT = "merged"
+DEFAULT = "distilled"
 """The variant that 'builtin' alone means."""
 
 
