@@ -55,6 +55,7 @@ def curves(found: Found) -> Image.Image | None:
     wanted = (
         ("distillation: distance to the teacher's pictures", "step", (("distilled", "distance"),)),
         ("SFT: loss", "step", (("sft", "loss"),)),
+        ("SFT: loss on held trajectories", "step", (("sft", "held"),)),
         ("RL: mean reward, each by its own measure", "epoch", (("simple", "reward"), ("pprl", "reward"))),
         (
             "RL: the same on the fixed tasks",
