@@ -247,7 +247,7 @@ class Trainer:
         with self._published(), self.run.autocast():
             for places in plan.once():
                 total += loss(self.transformer, self.held.batch(places), self.config.mask_padding).sum()
-        released(self.transformer)
+            released(self.transformer)
         return {"held": float(total) / len(plan.items)}
 
     @torch.no_grad()
