@@ -37,7 +37,7 @@ def test_builtin_alone_is_the_default_and_other_names_are_left_alone():
 
 
 def test_a_variant_that_there_is_not_is_named_with_those_that_there_are():
-    with pytest.raises(MissingFileError, match="no built-in model 'builtin:huge'.*builtin:base, builtin:sft"):
+    with pytest.raises(MissingFileError, match=r"no built-in model 'builtin:huge'.*builtin:base, builtin:sft"):
         builtin.folder("builtin:huge")
 
 
