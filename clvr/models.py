@@ -100,7 +100,7 @@ def load_generator(choice: Choice) -> Flux2Generator:
     from .flux2.generator import Flux2Generator
 
     return Flux2Generator.load(
-        _located(choice.model),
+        builtin.located(choice.model),
         device=choice.device,
         dtype=choice.dtype,
         offload=choice.offload,
@@ -109,17 +109,12 @@ def load_generator(choice: Choice) -> Flux2Generator:
     )
 
 
-def _located(model: str) -> str | Path:
-    """A built-in model's folder; any other name stays. Raises MissingFileError."""
-    return builtin.folder(model) if builtin.named(model) else model
-
-
 def outline(choice: Choice, size: Size | None = None) -> Setup:
     """Who would draw, plan and judge, without loading or downloading anything. Raises WeightsError, SettingError,
     VLMSetupError, and MissingFileError for a model that is not on this machine."""
     from .flux2 import folder
 
-    model = _located(choice.model)
+    model = builtin.located(choice.model)
     found = folder.find(model, download=_from_cache)
     sampling = found.sampling.chosen(choice.steps, choice.guidance)
     size = size or (sampling.width, sampling.height)

@@ -19,7 +19,6 @@ call goes on where the first one stopped, with the same losses.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from .checkpoints import OptimizerState, Weights
 from .config import DataConfig
 from .klein import Latents, sample, velocity
 from .latent_cache import Cache, Encodings
-from .optim import Average
+from .optim import Average, published
 from .publishing import collect, publish, stored_dtype
 from .recipe import load, plain
 from .runs import OptimConfig, Run, RunConfig, duration, generator
@@ -230,7 +229,7 @@ class Trainer:
         size = self.config.micro
         batches = [rows[n : n + size] for rows in shapes.values() for n in range(0, len(rows), size)]
         total = torch.zeros((), device=self.run.device)
-        with self.average.swapped() if self.average else contextlib.nullcontext(), self.run.autocast():
+        with published(self.average), self.run.autocast():
             for rows in batches:
                 found = self.archive.read(rows, self.run.device)
                 total += distance(self.transformer, found, self.archive.knots).sum()
@@ -239,7 +238,7 @@ class Trainer:
 
     def publish(self, out: Path) -> None:
         """RUN/model, with the averaged weights where the recipe has an average."""
-        with self.average.swapped() if self.average else contextlib.nullcontext():
+        with published(self.average):
             self.show("student")
             state = self.transformer.state_dict()
             weights = collect(state.items(), stored_dtype(self.folder), self.run.main)

@@ -114,6 +114,11 @@ class Average:
             local(value).copy_(saved.rows(name, value))
 
 
+def published(average: Average | None) -> contextlib.AbstractContextManager[None]:
+    """The weights as they are published, for a while: their average, where there is one."""
+    return average.swapped() if average else contextlib.nullcontext()
+
+
 def split(transformer: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The blocks' matrices (for Muon) and everything else (for AdamW)."""
     named = list(transformer.named_parameters())

@@ -10,7 +10,6 @@ goes on where a run stopped. `clvr merge` adds OUT/lora to the SFT's weights as 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import os
@@ -35,7 +34,7 @@ from .checkpoints import OptimizerState, Weights
 from .klein import Klein
 from .learner import NFT, Learned, Learner
 from .monitors import Limits
-from .optim import Average
+from .optim import Average, published
 from .policy import Lora, Policy, Which
 from .proxy import LastWords, Offline, Teacher, WorldTeacher
 from .recipe import load, plain
@@ -190,7 +189,7 @@ class Trainer:
         """The mean reward of the new policy, as it would be published, on the fixed tasks."""
         source = self.source.held() if isinstance(self.source, World) else self.source
         tasks = self._own(source, self.config.fixed, "fixed")
-        with self._published():
+        with published(self.average):
             groups = [self._drawn("new", "fixed", index, *one) for index, one in tasks]
         told = Told()
         told.verdicts = [(group.task.kind, group.settle()) for group in groups]
@@ -274,13 +273,9 @@ class Trainer:
         """Write the LoRA into OUT/lora."""
         folder = self.run.folder / "lora"
         if self.run.main:
-            with self._published():
+            with published(self.average):
                 self.policy.save(folder)
         return folder
-
-    def _published(self) -> contextlib.AbstractContextManager[None]:
-        """The new policy as it is published: its average, where the recipe has one."""
-        return self.average.swapped() if self.average else contextlib.nullcontext()
 
 
 class Told:

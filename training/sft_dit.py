@@ -11,7 +11,6 @@ from training. A second call goes on where the first one stopped, with the same 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from .checkpoints import OptimizerState, Weights
 from .data.records import Record, read
 from .klein import Encoders, Latents, TextContext, lora_targets, sample, shifted, sigmas, velocity
 from .latent_cache import Cache, Encodings, digest_of_file
-from .optim import Average
+from .optim import Average, published
 from .policy import Lora
 from .publishing import collect, fused, publish, save_lora, stored_dtype
 from .recipe import load, plain
@@ -244,7 +243,7 @@ class Trainer:
         if self.held is None:
             return {}
         total, plan = torch.zeros((), device=self.run.device), self.held.plan
-        with self._published(), self.run.autocast():
+        with published(self.average), self.run.autocast():
             for places in plan.once():
                 total += loss(self.transformer, self.held.batch(places), self.config.mask_padding).sum()
             released(self.transformer)
@@ -275,13 +274,10 @@ class Trainer:
             targets, own = zip(*pairs, strict=True)
             figures.sheet(texts, {"target": targets, "drawn": own}).save(out / "sheet.png")
 
-    def _published(self) -> contextlib.AbstractContextManager[None]:
-        return self.average.swapped() if self.average else contextlib.nullcontext()
-
     def publish(self, out: Path) -> None:
         """RUN/model, RUN/lora under a LoRA, and what `show` draws."""
         lora = self.config.lora is not None
-        with self._published():
+        with published(self.average):
             state: Mapping[str, torch.Tensor] = fused(self.transformer) if lora else self.transformer.state_dict()
             weights = collect(state.items(), stored_dtype(self.folder), self.run.main)
             if self.run.main:

@@ -34,3 +34,8 @@ def folder(model: str) -> Path:
         known = ", ".join(f"{NAME}:{name}" for name in VARIANTS)
         raise MissingFileError(f"There is no built-in model {model!r}.", f"Take one of {known}.")
     return PATH if variant == "base" else PATH / variant
+
+
+def located(model: str) -> str | Path:
+    """A built-in model's folder; any other name, which may be a hub's, stays. Raises MissingFileError."""
+    return folder(model) if named(model) else model

@@ -110,7 +110,7 @@ def in_batches(config: EngineConfig, jobs: Sequence[Job], keep: Callable[[Made],
     from ..lockstep import Lockstep, Painter
 
     (device,) = config.run.devices
-    found = find(builtin.folder(config.cast.model) if builtin.named(config.cast.model) else config.cast.model)
+    found = find(builtin.located(config.cast.model))
     sampling = found.sampling.chosen(config.cast.steps, config.cast.guidance)
     sampler = open_sampler(found.path, choose_device(device))
     guidance = 1.0 if found.distilled else sampling.guidance
